@@ -1,0 +1,59 @@
+"""Classifier-free guidance: one prediction from those with and without the condition."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Denoise = Callable[[Float[Array, "b ..."], Float[Array, ""], Int[Array, ""]], Float[Array, "b ..."]]
+
+
+def guide(
+    both: Float[Array, "bb ..."],
+    scale: float | Float[Array, ""] | Float[Array, "b"],
+    rescale: float | Float[Array, ""] | Float[Array, "b"] = 0.0,
+) -> Float[Array, "b ..."]:
+    """Guided prediction, float32 (Ho & Salimans 2022, in the form where scale 1 is the condition alone).
+
+    Args:
+        both: [2B, ...] predictions, first B without the condition (or with the negative prompt), then B with
+            it.
+        scale: how far to go from the first to the second, one number or one per example.
+        rescale: in [0, 1]: how much of the growth of the prediction's standard deviation is taken back (Lin
+            et al. 2023, §3.4); one number or one per example.
+    """
+    without, given = jnp.split(both.astype(jnp.float32), 2)
+    guided = without + _per_example(scale, given) * (given - without)
+    if isinstance(rescale, int | float) and rescale == 0:
+        return guided
+    axes = tuple(range(1, given.ndim))
+    ratio = given.std(axes, keepdims=True, ddof=1) / guided.std(axes, keepdims=True, ddof=1)
+    rescale = _per_example(rescale, given)
+    return guided * (rescale * ratio + (1 - rescale))
+
+
+def classifier_free(
+    denoise_both: Denoise,
+    scale: float | Float[Array, ""] | Float[Array, "b"],
+    rescale: float | Float[Array, ""] | Float[Array, "b"] = 0.0,
+) -> Denoise:
+    """Makes a sampler's `denoise` of a model that is called with both conditions in one batch.
+
+    A negative prompt is nothing but another unconditional context.
+
+    Args:
+        denoise_both: (x [2B, ...], t, i) -> predictions [2B, ...]; it puts the contexts in as [without;
+            with].
+        scale: as in `guide`.
+        rescale: as in `guide`.
+    """
+
+    def denoise(x, t, i):
+        return guide(denoise_both(jnp.concatenate([x, x]), t, i), scale, rescale)
+
+    return denoise
+
+
+def _per_example(value: float | Array, like: Array) -> Array:
+    value = jnp.asarray(value, jnp.float32)
+    return value.reshape(value.shape + (1,) * (like.ndim - 1)) if value.ndim else value
