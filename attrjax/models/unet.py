@@ -1,6 +1,7 @@
 """The UNet of Stable Diffusion 1.x, 2.x and XL (diffusers' ``UNet2DConditionModel``) as one linen module, NHWC."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,7 +80,7 @@ class Stage(nn.Module):
         Returns:
             the features, and the output of every layer, which is what the up blocks read.
         """
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         resnet_class = nn.remat(ResnetBlock) if self.remat else ResnetBlock
         transformer_class = nn.remat(Transformer2D) if self.remat else Transformer2D
 
@@ -192,7 +193,7 @@ class UNet2DCondition(nn.Module):
         heads = per_block(self.attention_head_dim, blocks)
         layers = per_block(self.layers_per_block, blocks)
         only_cross = per_block(self.only_cross_attention, blocks)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def stage(kind: str, name: str, level: int, count: int, resample: bool) -> Stage:
             return Stage(
@@ -264,8 +265,8 @@ class UNet2DCondition(nn.Module):
         class_labels: Array | None,
     ) -> Float[Array, "b e"]:
         """The embedding of time, and of what is added to it, that every ResNet block reads."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        sinusoid = {"flip_sin_to_cos": self.flip_sin_to_cos, "freq_shift": self.freq_shift}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        sinusoid: dict[str, Any] = {"flip_sin_to_cos": self.flip_sin_to_cos, "freq_shift": self.freq_shift}
         features = 4 * self.block_out_channels[0]
         timesteps = jnp.broadcast_to(jnp.asarray(timesteps), (batch,))
         time = timestep_embedding(timesteps, self.block_out_channels[0], **sinusoid)
@@ -277,13 +278,17 @@ class UNet2DCondition(nn.Module):
             time = time + table(class_labels)
         if self.addition_embed_type == "text_time":
             if added_cond is None:
-                raise ValueError("this UNet reads pooled text and sizes: pass added_cond (text_embeds, time_ids)")
+                raise ValueError(
+                    "this UNet reads pooled text and sizes: pass added_cond (text_embeds, time_ids)"
+                )
             ids = added_cond["time_ids"]
             sizes = timestep_embedding(ids.reshape(-1), self.addition_time_embed_dim, **sinusoid)
             added = jnp.concatenate([added_cond["text_embeds"], sizes.reshape(batch, -1)], axis=-1)
             time = time + TimestepEmbedding(features, name="add_embedding", **types)(added)
         elif self.addition_embed_type is not None:
-            raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is not supported: text_time or None")
+            raise ValueError(
+                f"addition_embed_type {self.addition_embed_type!r} is not supported: text_time or None"
+            )
         return time
 
 

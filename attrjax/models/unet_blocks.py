@@ -6,7 +6,7 @@ partition rules, adapters and checkpoints are written in.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -41,7 +41,9 @@ def timestep_embedding(
     frequency is already 1e-4 of a period's argument.
     """
     half = dim // 2
-    exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
+    exponent = (
+        np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
+    )
     angles = timesteps.astype(jnp.float32)[:, None] * np.exp(exponent)[None]
     parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
@@ -56,7 +58,7 @@ class TimestepEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b f"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = Linear(self.features, name="linear_1", **types)(x)
         return Linear(self.features, name="linear_2", **types)(jax.nn.silu(x))
 
@@ -79,7 +81,7 @@ class ResnetBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], time: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w f"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = GroupNorm(self.norm_num_groups, self.norm_eps, name="norm1", **types)(x)
         h = Conv(self.features, name="conv1", **types)(jax.nn.silu(h))
         if time is not None:
@@ -114,7 +116,7 @@ class Attention(nn.Module):
         self, x: Float[Array, "b t c"], conditioning: Conditioning | None = None
     ) -> Float[Array, "b t c"]:
         channels = x.shape[-1]
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def project(inputs: Array, name: str) -> Array:
             y = Linear(channels, use_bias=False, name=name, **types)(inputs)
@@ -157,7 +159,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return Linear(x.shape[-1], name="net_2", **types)(GEGLU(4 * x.shape[-1], name="net_0", **types)(x))
 
 
@@ -176,8 +178,12 @@ class BasicTransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t c"], conditioning: Conditioning) -> Float[Array, "b t c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        attention = {"upcast": self.upcast_attention, "implementation": self.attention_implementation, **types}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        attention = {
+            "upcast": self.upcast_attention,
+            "implementation": self.attention_implementation,
+            **types,
+        }
         first = Conditioning(conditioning.text) if self.only_cross_attention else None
         y = LayerNorm(name="norm1", **types)(x)
         x = x + Attention(self.num_heads, name="attn1", **attention)(y, first)
@@ -207,7 +213,7 @@ class Transformer2D(nn.Module):
         self, x: Float[Array, "b h w c"], conditioning: Sequence[Conditioning]
     ) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def projection(name: str) -> nn.Module:
             if self.use_linear_projection:
@@ -238,7 +244,7 @@ class Downsample2D(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         padding = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return Conv(x.shape[-1], strides=2, padding=padding, name="conv", **types)(x)
 
 
