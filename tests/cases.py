@@ -72,7 +72,7 @@ UNET = {
         "attention_head_dim": 2,
         "cross_attention_dim": 24,
         "norm_num_groups": 8,
-        "only_cross_attention": [True, True, False],
+        "only_cross_attention": [True, False, True],
         "use_linear_projection": True,
         "num_class_embeds": 10,
     },

@@ -56,7 +56,6 @@ def test_published_options_arrive():
         ("mid_block_type", None),
         ("norm_num_groups", None),
         ("num_attention_heads", 8),
-        ("only_cross_attention", True),
         ("resnet_time_scale_shift", "scale_shift"),
         ("time_cond_proj_dim", 256),
         ("time_embedding_type", "fourier"),

@@ -154,8 +154,6 @@ def unet_arguments(config: Config) -> dict[str, Any]:
         entries = value if isinstance(value, tuple) else (value,) * blocks
         if len(entries) != blocks or not all(type(entry) is kind for entry in entries):
             _refuse("unet", key, value, f"one {kind.__name__}, or one for each of {blocks} blocks")
-        if key == "only_cross_attention" and entries[-1]:
-            _refuse("unet", key, value, "false for the last block, whose settings the middle block shares")
     if arguments["addition_time_embed_dim"] is None:
         del arguments["addition_time_embed_dim"]
     if arguments["addition_embed_type"] is not None:

@@ -30,11 +30,6 @@ LISTS = (
     "layers",
 )
 _ENTRY = re.compile(rf"({'|'.join(LISTS)})_(\d+)")
-_TABLES = (
-    "token_embedding",
-    "position_embedding",
-    "class_embedding",
-)  # modules whose weight is an embedding table
 _AXES = {2: (1, 0), 4: (3, 2, 0, 1)}  # torch's order of a kernel's axes: [in, out] and HWIO
 _OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -47,17 +42,6 @@ def path_to_key(path: str) -> str:
     *modules, leaf = path.split("/")
     modules = [_ENTRY.sub(r"\1.\2", module) if _ENTRY.fullmatch(module) else module for module in modules]
     return ".".join([*modules, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
-
-
-def key_to_path(key: str, ndim: int) -> str:
-    """The leaf that a torch name stands for; the number of axes tells a norm's weight from a kernel."""
-    path = re.sub(rf"\b({'|'.join(LISTS)})\.(\d+)(?=\.)", r"\1_\2", key).replace(".", "/")
-    module, _, leaf = path.rpartition("/")
-    if leaf != "weight":
-        return path
-    if module.split("/")[-1] in _TABLES:
-        return f"{module}/embedding"
-    return f"{module}/scale" if ndim == 1 else f"{module}/kernel"
 
 
 def to_torch(path: str, value: np.ndarray) -> np.ndarray:

@@ -205,7 +205,8 @@ class UNet2DCondition(nn.Module):
                 norm_num_groups=self.norm_num_groups,
                 norm_eps=self.norm_eps,
                 use_linear_projection=self.use_linear_projection,
-                only_cross_attention=only_cross[level],
+                # As in diffusers, a middle block always attends to itself.
+                only_cross_attention=only_cross[level] and kind != "mid",
                 upcast_attention=self.upcast_attention,
                 downsample_padding=self.downsample_padding,
                 attention_implementation=self.attention_implementation,
