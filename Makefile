@@ -1,0 +1,41 @@
+# `make test` needs Python 3.11 to 3.13 and nothing else; another one than python3: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+
+.DELETE_ON_ERROR:
+.PHONY: help test parity lint format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+
+test: $(VENV)/.test  ## set up a virtual environment, run the tests
+	$(VENV)/bin/python -m pytest -n 2 -q
+
+parity: $(VENV)/.test $(VENV)/.parity  ## add torch and diffusers, check parity with them
+	$(VENV)/bin/python -m pytest -n 2 -q tests/live
+
+lint: $(VENV)/.dev  ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev  ## put the code into the project's style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:  ## remove the virtual environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra. Every package is pinned by constraints.txt, the build tool included.
+$(VENV)/.test $(VENV)/.parity $(VENV)/.dev: $(VENV)/.%: $(VENV)/.created setup.py pyproject.toml constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt setuptools
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[$*]"
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(0 if (3, 11) <= v < (3, 14) else "error: attrjax needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: name \
+	another one, make test PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,43 @@
+"""Pictures as arrays, from files and to files."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+def load_picture(path: str | Path, height: int, width: int) -> Float[np.ndarray, "{height} {width} 3"]:
+    """A picture in [-1, 1], cut at its sides to the shape asked for and resized to it; on white where
+    transparent.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture that can be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture {path}")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.float32) / 127.5 - 1
+
+
+def to_uint8(pictures: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:
+    """From [-1, 1] to 0..255, rounded as diffusers does."""
+    unit = np.clip(np.asarray(pictures, np.float32) / 2 + np.float32(0.5), 0, 1)
+    return np.round(unit * 255).astype(np.uint8)
+
+
+def png_bytes(picture: UInt8[np.ndarray, "h w 3"] | Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file, without anything in it that could differ between runs."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

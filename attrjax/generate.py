@@ -1,0 +1,381 @@
+"""Pictures from prompts: encode, denoise, decode. For use from Python; ``sample.py`` is the command line's
+side.
+
+    pipeline = load_pipeline("DIRECTORY")
+    pictures = generate(pipeline, ["a cat"], seeds=[0, 1], settings=Settings(steps=30))  # uint8 [2, H, W, 3]
+
+A picture depends on its prompt, seed and settings, not on what else is made with it.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, UInt8
+
+from attrjax.checkpoints.pipeline import Pipeline
+from attrjax.data.pictures import to_uint8
+from attrjax.data.prompts import Encoded, encode_negative, text_encoder
+from attrjax.diffusion.guidance import classifier_free
+from attrjax.diffusion.samplers import SAMPLERS
+from attrjax.diffusion.schedule import Schedule, sampler_for, schedule_from_config
+from attrjax.diffusion.steps import plan, start_index
+from attrjax.models.convolution import prepare
+from attrjax.models.vae import scale_latents, tiled_decode, unscale_latents
+
+# What a seed's key is folded with, so that no two uses of a seed share random numbers.
+INITIAL_NOISE, STEP_NOISE, ENCODER_NOISE = range(3)
+# Latents of larger pictures are decoded in tiles of this side.
+TILE = 128
+
+
+class Settings(NamedTuple):
+    """How pictures are made.
+
+    Attributes:
+        negative_prompt: what guidance leads away from.
+        sampler: a key of ``SAMPLERS``, or "auto" for the one that the base's scheduler names.
+        steps: sampling steps.
+        guidance: scale of classifier-free guidance; 1 or less is none.
+        guidance_rescale: in [0, 1], how much of guidance's contrast is taken back.
+        eta: in [0, 1], how much fresh noise DDIM adds.
+        height, width: of the pictures in pixels; 0 for the size of the latents, or else that of the base.
+        strength: in (0, 1], how much of an initial picture is made anew.
+        batch_size: pictures at a time; the last batch is filled up.
+    """
+
+    negative_prompt: str = ""
+    sampler: str = "auto"
+    steps: int = 30
+    guidance: float = 7.5
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    height: int = 0
+    width: int = 0
+    strength: float = 0.8
+    batch_size: int = 1
+
+
+class Job(NamedTuple):
+    """One picture to be made: its prompt, its seed, and its initial noise [h, w, c] where that is given."""
+
+    prompt: str
+    seed: int
+    latents: np.ndarray | None = None
+
+
+def generate(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    settings: Settings = Settings(),  # noqa: B008 (a tuple, and immutable)
+    *,
+    latents: Float[np.ndarray, "n h w c"] | None = None,
+    init_picture: Float[np.ndarray, "H W 3"] | None = None,
+    adapters: Mapping[str, Any] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """Make a picture for every prompt and seed.
+
+    Args:
+        pipeline: as ``load_pipeline`` makes it.
+        prompts, seeds: every prompt with every seed, in that order: n = len(prompts) * len(seeds).
+        settings: how.
+        latents: initial noise N(0, 1), one for each picture or one for each seed; drawn from the seed where
+            absent.
+        init_picture: in [-1, 1], to begin from (``settings.strength``).
+        adapters: bound adapters by component (``models.adapters.bind``): unet, text_encoder, text_encoder_2.
+        on_step: called on the host after each evaluation of the network, for progress.
+
+    Returns:
+        the pictures.
+
+    Raises:
+        ValueError: sizes or shapes that do not fit, unknown samplers, and pictures that are not finite.
+    """
+    jobs = make_jobs(prompts, seeds, latents)
+    made = make_pictures(
+        pipeline, jobs, settings, init_picture=init_picture, adapters=adapters, on_step=on_step
+    )
+    return np.stack(list(made))
+
+
+def make_jobs(
+    prompts: Sequence[str], seeds: Sequence[int], latents: Float[np.ndarray, "n h w c"] | None = None
+) -> list[Job]:
+    """Every prompt with every seed; latents are one for each of them, or one for each seed.
+
+    Raises:
+        ValueError: there is no prompt or seed, they are not of their type, or the latents do not fit them.
+    """
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts must be at least one text, such as ('a cat',), not {tuple(prompts)!r}")
+    if not seeds or not all(isinstance(seed, int | np.integer) and seed >= 0 for seed in seeds):
+        raise ValueError(
+            f"seeds must be at least one whole number from 0, such as (0, 1), not {tuple(seeds)!r}"
+        )
+    if len(set(seeds)) != len(seeds) or len(set(prompts)) != len(prompts):
+        raise ValueError("a prompt or a seed is named twice: the same picture would be made twice")
+    pairs = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
+    if latents is None:
+        return [Job(*pair) for pair in pairs]
+    if latents.ndim != 4 or len(latents) not in (len(pairs), len(seeds)):
+        raise ValueError(
+            f"latents have shape {list(latents.shape)}; they must be [n, height, width, channels] with "
+            f"n = {len(pairs)} (prompts x seeds) or {len(seeds)} (seeds)"
+        )
+    return [Job(*pair, latents[i % len(latents)]) for i, pair in enumerate(pairs)]
+
+
+def make_pictures(
+    pipeline: Pipeline,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    init_picture: Float[np.ndarray, "H W 3"] | None = None,
+    adapters: Mapping[str, Any] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """``generate`` for any list of jobs, a picture at a time."""
+    sampler, schedule = choose_sampler(pipeline, settings)
+    start = 0 if init_picture is None else start_index(settings.strength, settings.steps)
+    evaluations = len(plan(schedule, settings.steps).timesteps)
+    shape = latent_shape(pipeline, settings, jobs)
+    with matmul_precision(pipeline):
+        encode = text_encoder(pipeline, adapters)
+        texts = {prompt: encode([prompt]) for prompt in dict.fromkeys(job.prompt for job in jobs)}
+        negative = encode_negative(encode, settings.negative_prompt, pipeline.model_index)
+        moments = None if init_picture is None else _encode_picture(pipeline, init_picture, shape)
+    sampling = {
+        "unet": pipeline.unet.module,
+        "scheduler": (
+            json.dumps(pipeline.scheduler, sort_keys=True),
+            pipeline.model_index.get("_class_name"),
+        ),
+        "sampler": sampler,
+        "steps": settings.steps,
+        "start": start,
+        "eta": settings.eta,
+        "guided": settings.guidance > 1,
+        "rescale": settings.guidance_rescale,
+        "on_step": on_step,
+    }
+    variables = {"params": pipeline.unet.params}
+    if adapters and "unet" in adapters:
+        variables["adapters"] = adapters["unet"]
+    stochastic = is_stochastic(sampler, settings.eta)
+    for first in range(0, len(jobs), settings.batch_size):
+        batch = list(jobs[first : first + settings.batch_size])
+        filled = batch + batch[-1:] * (settings.batch_size - len(batch))
+        noise = np.stack([initial_noise(job, shape) for job in filled])
+        fresh = clean = None
+        if stochastic:
+            fresh = jnp.stack([step_noise(job.seed, evaluations, shape) for job in filled], axis=1)
+        if moments is not None:
+            clean = jnp.concatenate([_clean_latents(pipeline, moments, job.seed) for job in filled])
+        text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[texts[job.prompt] for job in filled])
+        context, added = conditions(pipeline, text, negative, settings, shape[:2])
+        with matmul_precision(pipeline):
+            latents = _denoise(variables, noise, clean, fresh, context, added, settings.guidance, **sampling)
+            for i, job in enumerate(batch):
+                yield decode(pipeline, latents[i], job)
+
+
+def choose_sampler(pipeline: Pipeline, settings: Settings) -> tuple[str, Schedule]:
+    """The sampler's name, and the base's schedule read for it."""
+    sampler = sampler_for(pipeline.scheduler) if settings.sampler == "auto" else settings.sampler
+    schedule = schedule_from_config(
+        pipeline.scheduler, sampler, pipeline=pipeline.model_index.get("_class_name")
+    )
+    return sampler, schedule
+
+
+def is_stochastic(sampler: str, eta: float) -> bool:
+    """Whether a sampler draws noise after the initial one."""
+    return sampler in ("ddpm", "euler_ancestral") or (sampler == "ddim" and eta > 0)
+
+
+def vae_factor(pipeline: Pipeline) -> int:
+    """Pixels of a picture for one pixel of its latents, in each direction."""
+    return 2 ** (len(pipeline.vae.module.block_out_channels) - 1)
+
+
+def latent_shape(pipeline: Pipeline, settings: Settings, jobs: Sequence[Job]) -> tuple[int, int, int]:
+    """Shape [h, w, c] of the latents, from the settings, else from given latents, else from the base.
+
+    Raises:
+        ValueError: a height or width that the VAE cannot make, given latents of another shape, or a base
+            whose UNet reads more than latents.
+    """
+    factor, channels = vae_factor(pipeline), pipeline.vae.module.latent_channels
+    if pipeline.unet.module.in_channels != channels:
+        raise ValueError(
+            f"the base's UNet reads {pipeline.unet.module.in_channels} channels, its VAE makes {channels}: "
+            "bases for inpainting and upscaling are not supported"
+        )
+    default = pipeline.unet.config.get("sample_size") or 64
+    sizes = [default, default] if isinstance(default, int) else list(default)
+    given = [job.latents.shape for job in jobs if job.latents is not None]
+    if given:
+        sizes = list(given[0][:2])
+    for axis, (name, pixels) in enumerate((("height", settings.height), ("width", settings.width))):
+        if pixels < 0 or pixels % factor:
+            nearest = max(1, round(pixels / factor)) * factor
+            raise ValueError(f"{name}={pixels} must be a multiple of {factor}; the nearest is {nearest}")
+        if pixels:
+            sizes[axis] = pixels // factor
+    shape = (sizes[0], sizes[1], channels)
+    for other in given:
+        if other != shape:
+            raise ValueError(
+                f"latents have shape {list(other)} each, and these pictures need {list(shape)}: "
+                "[height, width, channels], channels last"
+            )
+    return shape
+
+
+def initial_noise(job: Job, shape: tuple[int, int, int]) -> Float[np.ndarray, "h w c"]:
+    """The noise that a job begins with: its own, or that of its seed."""
+    if job.latents is not None:
+        return np.asarray(job.latents, np.float32)
+    key = jax.random.fold_in(jax.random.key(job.seed), INITIAL_NOISE)
+    return np.asarray(jax.random.normal(key, shape))
+
+
+def step_noise(seed: int, evaluations: int, shape: tuple[int, int, int]) -> Float[Array, "n h w c"]:
+    """The noise that a stochastic sampler adds on its way."""
+    key = jax.random.fold_in(jax.random.key(seed), STEP_NOISE)
+    return jax.random.normal(key, (evaluations, *shape))
+
+
+def conditions(
+    pipeline: Pipeline, text: Encoded, negative: Encoded, settings: Settings, size: tuple[int, int]
+) -> tuple[Float[Array, "bb t d"], dict[str, Array] | None]:
+    """What the UNet reads besides latents and time; with guidance, the negative prompt's in front.
+
+    SDXL also reads the pooled text, and sizes in pixels (Podell et al. 2023, §2.2): original height and
+    width, top and left of the crop, target height and width. A picture asked for is its own original, not
+    cropped.
+    """
+    batch = len(text.context)
+    if settings.guidance > 1:
+        text = jax.tree.map(lambda n, t: jnp.concatenate([jnp.repeat(n, batch, axis=0), t]), negative, text)
+    if text.pooled is None:
+        return text.context, None
+    pixels = [side * vae_factor(pipeline) for side in size]
+    sizes = jnp.asarray([*pixels, 0, 0, *pixels], jnp.float32)
+    return text.context, {"text_embeds": text.pooled, "time_ids": jnp.tile(sizes, (len(text.context), 1))}
+
+
+def decode(pipeline: Pipeline, latents: Float[Array, "h w c"], job: Job) -> UInt8[np.ndarray, "H W 3"]:
+    """One picture from its latents; in tiles where it is large.
+
+    Raises:
+        ValueError: the picture is not finite.
+    """
+    vae = pipeline.vae
+    z = unscale_latents(latents[None].astype(jnp.float32), *_latent_scale(pipeline))
+    picture = tiled_decode(
+        lambda part: _decode(vae.params, part, vae=vae.module), z, tile=TILE, overlap=TILE // 4
+    )
+    decoded = np.asarray(picture[0], np.float32)
+    if not np.isfinite(decoded).all():
+        raise ValueError(
+            f"the picture of {job.prompt!r}, seed {job.seed}, is not finite: compute in bfloat16 or float32 "
+            "rather than float16, or lower the guidance; else the base's weights are damaged"
+        )
+    return to_uint8(decoded)
+
+
+def matmul_precision(pipeline: Pipeline):
+    """float32 means float32: accelerators would otherwise multiply its mantissas in fewer bits."""
+    float32 = pipeline.unet.module.dtype == jnp.float32
+    return jax.default_matmul_precision("highest" if float32 else "default")
+
+
+def _encode_picture(pipeline: Pipeline, picture: np.ndarray, shape: tuple[int, int, int]):
+    factor = vae_factor(pipeline)
+    if picture.shape != (shape[0] * factor, shape[1] * factor, 3):
+        raise ValueError(
+            f"the initial picture is {list(picture.shape)}, not [{shape[0] * factor}, {shape[1] * factor}, 3]"
+        )
+    return _encode(pipeline.vae.params, picture[None], vae=pipeline.vae.module)
+
+
+def _clean_latents(pipeline: Pipeline, moments: Any, seed: int) -> Float[Array, "1 h w c"]:
+    z = moments.sample(jax.random.fold_in(jax.random.key(seed), ENCODER_NOISE))
+    return scale_latents(z.astype(jnp.float32), *_latent_scale(pipeline))
+
+
+def _latent_scale(pipeline: Pipeline) -> tuple[float, float | None]:
+    """The VAE's factor and shift; configs of Stable Diffusion 1.x do not name the factor."""
+    return pipeline.vae.config.get("scaling_factor", 0.18215), pipeline.vae.config.get("shift_factor")
+
+
+_STATIC = ("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "rescale", "on_step")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _denoise(
+    variables: dict[str, Any],
+    noise: Float[Array, "b h w c"],
+    clean: Float[Array, "b h w c"] | None,
+    fresh: Float[Array, "n b h w c"] | None,
+    context: Float[Array, "bb t d"],
+    added: dict[str, Array] | None,
+    guidance: float,
+    *,
+    unet: nn.Module,
+    scheduler: tuple[str, str | None],
+    sampler: str,
+    steps: int,
+    start: int,
+    eta: float,
+    guided: bool,
+    rescale: float,
+    on_step: Callable[[int], None] | None,
+) -> Float[Array, "b h w c"]:
+    """The whole sampling run of a batch as one program; the scheduler's config is text so that it can be a
+    key.
+    """
+    config, pipeline_class = scheduler
+    schedule = schedule_from_config(json.loads(config), sampler, pipeline=pipeline_class)
+
+    if jax.default_backend() == "cpu" and unet.dtype == jnp.float32:
+        # Transformed once for all steps, not in every step.
+        variables = variables | {"winograd": prepare(variables["params"])}
+
+    def denoise(x, t, i):
+        return unet.apply(variables, x, t, context, added_cond=added)
+
+    if guided:
+        denoise = classifier_free(denoise, guidance, rescale)
+    options: dict[str, Any] = {
+        "steps": steps,
+        "start": start,
+        "clean": clean,
+        "noise": fresh,
+        "on_step": on_step,
+    }
+    if sampler == "ddim":
+        options["eta"] = eta
+    latents: Any = SAMPLERS[sampler](
+        denoise, noise, schedule, **options
+    )  # without trajectory, always an array
+    return latents
+
+
+@functools.partial(jax.jit, static_argnames=("vae",))
+def _decode(params: dict[str, Any], z: Float[Array, "1 h w c"], *, vae: nn.Module) -> Float[Array, "1 H W 3"]:
+    picture: Any = vae.apply({"params": params}, z, method="decode")  # linen types it with mutable variables
+    return picture
+
+
+@functools.partial(jax.jit, static_argnames=("vae",))
+def _encode(params: dict[str, Any], picture: Float[Array, "1 H W 3"], *, vae: nn.Module):
+    return vae.apply({"params": params}, picture, method="encode")

@@ -1,0 +1,67 @@
+"""The one entry: ``python -m attrjax.main --config=configs/sample.py --workdir=runs/x``.
+
+It reads the command line and hands it to the task that the config names. A user's mistake is one line that
+says what to do, and exit code 2; ``--debug`` shows where it was noticed.
+"""
+
+import importlib
+import logging as python_logging
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from attrjax.arguments import did_you_mean, one_line
+
+# A task NAME is the function NAME(config, workdir, resume=) of the module that is listed here.
+TASKS = {"sample": "attrjax.sample"}
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/sample.py:base=sd15.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory that the run writes to.")
+RESUME = flags.DEFINE_bool("resume", False, "Go on with the run that the workdir holds.")
+DEBUG = flags.DEFINE_bool("debug", False, "Show a traceback for every error.")
+
+
+def read_flags(arguments: list[str]) -> list[str]:
+    """Parse the command line, of which the program's name is left."""
+    try:
+        stray = flags.FLAGS(arguments)[1:]
+        if stray:
+            raise ValueError(f"{stray[0]!r} belongs to no flag; a value with spaces needs quotes around it")
+        for flag, example in ((CONFIG, "configs/sample.py"), (WORKDIR, "runs/NAME")):
+            if flag.value is None:
+                raise ValueError(f"--{flag.name} is missing, for example --{flag.name}={example}")
+        task = CONFIG.value.task
+        if task not in TASKS:
+            raise ValueError(f"the config's task {task!r} is unknown{did_you_mean(task, TASKS)}")
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        OSError,
+        ValueError,
+    ) as error:  # all that config_flags raises
+        stop(error)
+    return arguments[:1]
+
+
+def main(_: list[str]) -> None:
+    """Run the task that the config names."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(python_logging.Formatter("%(message)s"))
+    task = CONFIG.value.task
+    try:
+        getattr(importlib.import_module(TASKS[task]), task)(CONFIG.value, WORKDIR.value, resume=RESUME.value)
+    except (ValueError, OSError) as error:
+        stop(error)
+
+
+def stop(error: Exception) -> None:
+    """End the program with one line, or with a traceback where that is asked for."""
+    if flags.FLAGS.is_parsed() and DEBUG.value:
+        raise error
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=read_flags)

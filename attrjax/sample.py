@@ -1,0 +1,237 @@
+"""The task ``sample``: pictures from prompts into a run directory (``configs/sample.py`` says what can be
+set).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from attrjax.checkpoints.hub import find_base
+from attrjax.checkpoints.lora import load_lora
+from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
+from attrjax.checkpoints.textual_inversion import add_tokens, load_textual_inversion, vocabulary_size
+from attrjax.data.pictures import load_picture, png_bytes
+from attrjax.diffusion.steps import plan, start_index
+from attrjax.generate import (
+    Job,
+    Settings,
+    choose_sampler,
+    is_stochastic,
+    latent_shape,
+    make_jobs,
+    make_pictures,
+    vae_factor,
+)
+from attrjax.models.adapters import bind, combine
+from attrjax.report.grid import labelled_grid
+from attrjax.runs import check_run, compile_seconds, slug, timed, use_compile_cache, write_record, write_whole
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+# A run that goes on may be asked for more pictures, and may make them at another pace.
+MAY_CHANGE = ("prompts", "seeds", "batch_size", "cache_dir", "progress")
+
+
+def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
+    """Make the pictures that the config describes, and write them to the run directory.
+
+    It gets ``samples/PROMPT-SEED.png`` for every prompt and seed, ``grid.png`` with all of them, and
+    ``run.json`` with config, versions, what was chosen and how long it took. With ``resume``, pictures that
+    are there are kept.
+
+    Raises:
+        ValueError, FileNotFoundError: the config does not fit the base or itself, or files are missing or
+            damaged.
+        FileExistsError: the run directory holds a run and ``resume`` is false.
+    """
+    if config["dtype"] not in DTYPES:
+        raise ValueError(f"dtype={config['dtype']!r} must be one of {', '.join(DTYPES)}")
+    if not config["base"]:
+        raise ValueError(
+            "config.base is empty: give a directory in diffusers layout or a Hub id, --config.base=DIR"
+        )
+    check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
+    jobs = make_jobs(config["prompts"], config["seeds"], read_latents(config["latents"]))
+    settings = make_settings(config)
+    use_compile_cache(config["cache_dir"])
+
+    timings: dict[str, float] = {}
+    with timed(timings, "load"):
+        pipeline = load_base(config)
+        adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
+    height, width = (side * vae_factor(pipeline) for side in latent_shape(pipeline, settings, jobs)[:2])
+    init_picture = load_picture(config["init_image"], height, width) if config["init_image"] else None
+    sampler, schedule = choose_sampler(pipeline, settings)
+    evaluations = len(plan(schedule, settings.steps).timesteps)
+    if init_picture is not None:
+        evaluations -= start_index(settings.strength, settings.steps)
+
+    directory = Path(workdir)
+    write_record(directory, config)
+    paths = [picture_path(directory, job) for job in jobs]
+    missing = [(job, path) for job, path in zip(jobs, paths, strict=True) if not path.exists()]
+    chosen = {
+        "base": str(pipeline.path),
+        "sampler": sampler,
+        "stochastic": is_stochastic(sampler, settings.eta),
+        "evaluations": evaluations,
+        "height": height,
+        "width": width,
+        "pictures": [str(path.relative_to(directory)) for path in paths],
+    }
+    logging.info(
+        "%d pictures of %d x %d: %s, %d steps, guidance %g, %s; %d are there already",
+        *(len(jobs), width, height, sampler, settings.steps, settings.guidance, config["dtype"]),
+        len(jobs) - len(missing),
+    )
+    stepwise = per_step_progress(config["progress"])
+    batches = -(-len(missing) // settings.batch_size)
+    total = evaluations * (batches * settings.batch_size if stepwise else len(missing))
+    logging.info("compiling; the bar begins with the first %s", "step" if stepwise else "picture")
+    bar = tqdm(total=total, unit="step", leave=False, delay=0.001)  # a delay keeps it away until then
+    with timed(timings, "make"), compile_seconds() as compiling, bar:
+
+        def on_step(_: int) -> None:
+            if not bar.n:
+                bar.unpause()  # so that the time left does not count compilation
+            bar.update(settings.batch_size)
+
+        pictures = make_pictures(
+            pipeline,
+            [job for job, _ in missing],
+            settings,
+            init_picture=init_picture,
+            adapters=adapters,
+            on_step=on_step if stepwise else None,
+        )
+        for picture, (_, path) in zip(pictures, missing, strict=True):
+            write_whole(path, png_bytes(picture))
+            if not stepwise:
+                bar.update(evaluations)
+    timings["compile"] = round(sum(compiling), 3)
+    if missing:
+        timings["per_picture"] = round((timings["make"] - timings["compile"]) / len(missing), 3)
+    write_record(directory, config, {"chosen": chosen, "timings": timings})
+    made_with = f"{config['base']} · {sampler}, {settings.steps} steps, guidance {settings.guidance:g}"
+    write_whole(directory / "grid.png", png_bytes(grid_of(jobs, paths, made_with)))
+    logging.info(
+        "wrote %d pictures (%.1f s each, %.1f s to compile) and %s",
+        *(len(missing), timings.get("per_picture", 0.0), timings["compile"], directory / "grid.png"),
+    )
+
+
+def make_settings(config: Mapping[str, Any]) -> Settings:
+    """The config's settings; batch_size 0 becomes what the device is best kept busy with."""
+    settings = Settings(**{name: config[name] for name in Settings._fields})
+    if settings.batch_size < 0:
+        raise ValueError(f"batch_size={settings.batch_size} must be 1 or more, or 0 to choose it")
+    return settings._replace(batch_size=settings.batch_size or (1 if jax.default_backend() == "cpu" else 4))
+
+
+def load_base(config: Mapping[str, Any]) -> Pipeline:
+    """The base model in the config's type, with its learned words."""
+    base = find_base(config["base"], config["variant"] or None)
+    second = [name for name in ("text_encoder_2", "tokenizer_2") if (base / name).is_dir()]
+    pipeline = load_pipeline(
+        base,
+        dtype=DTYPES[config["dtype"]],
+        param_dtype=DTYPES[config["dtype"]],
+        components=(*REQUIRED, *second),
+        variant=config["variant"] or None,
+        attention_implementation=None if config["attention"] == "auto" else config["attention"],
+    )
+    for path in config["learned_words"]:
+        pipeline = with_words(pipeline, load_textual_inversion(path))
+    return pipeline
+
+
+def with_words(pipeline: Pipeline, words: Mapping[str, Mapping[str, Any]]) -> Pipeline:
+    """A pipeline whose tokenizers and text towers know learned words, {component: {word: vectors}}."""
+    for component, vectors in words.items():
+        tokenizer_name = component.replace("text_encoder", "tokenizer")
+        tower, tokenizer = getattr(pipeline, component), getattr(pipeline, tokenizer_name)
+        if tower is None:
+            raise ValueError(
+                f"the words {', '.join(vectors)} are for a base with {component}, which this one has not"
+            )
+        tokenizer, params, _ = add_tokens(tokenizer, tower.params, vectors)
+        tower = tower._replace(module=tower.module.clone(vocab_size=vocabulary_size(params)), params=params)
+        pipeline = pipeline._replace(**{component: tower, tokenizer_name: tokenizer})
+    return pipeline
+
+
+def load_adapters(pipeline: Pipeline, files: Sequence[str], strengths: Sequence[Any]) -> dict[str, Any]:
+    """LoRA files as one bound adapter for each component that they change.
+
+    Args:
+        pipeline: the base that they are for.
+        files: diffusers', PEFT's or kohya's.
+        strengths: one for each file, a number or a dict of blocks as in diffusers (``down``, ``mid``, ``up``,
+            ``text_encoder``); none for 1 each.
+    """
+    if strengths and len(strengths) != len(files):
+        raise ValueError(f"{len(strengths)} lora_strengths for {len(files)} loras: give one each, or none")
+    components = ("unet", "text_encoder", "text_encoder_2")
+    trees = {
+        name: getattr(pipeline, name).params for name in components if getattr(pipeline, name) is not None
+    }
+    bound: dict[str, list] = {}
+    for path, strength in zip(files, strengths or [1.0] * len(files), strict=True):
+        blocks = dict(strength) if isinstance(strength, Mapping) else strength
+        text = blocks.pop("text_encoder", 1.0) if isinstance(blocks, dict) else strength
+        for component, adapter in load_lora(path, trees).items():
+            factor = blocks if component == "unet" else text
+            bound.setdefault(component, []).append(bind(adapter, factor, network=trees[component]))
+    return {component: combine(collections) for component, collections in bound.items()}
+
+
+def read_latents(path: str) -> np.ndarray | None:
+    """Initial noise from an ``.npy`` file; None where no file is named.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is no array of finite numbers.
+    """
+    if not path:
+        return None
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file of latents {path}")
+    try:
+        latents = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
+    if not np.issubdtype(latents.dtype, np.floating) or not np.isfinite(latents).all():
+        raise ValueError(f"{path} must hold finite floating-point numbers, and is of type {latents.dtype}")
+    return latents
+
+
+def picture_path(directory: Path, job: Job) -> Path:
+    """Where a picture is written."""
+    return directory / "samples" / f"{slug(job.prompt)}-{job.seed}.png"
+
+
+def per_step_progress(choice: str) -> bool:
+    """Whether the progress bar moves with every step, or with every picture.
+
+    Steps are told by a call from the compiled program to the host. That costs nothing on a CPU, where steps
+    are long; but jax keeps no program with such a call in its cache, and on an accelerator compiling is what
+    takes long.
+    """
+    if choice not in ("auto", "step", "picture"):
+        raise ValueError(f"progress={choice!r} must be auto, step or picture")
+    return choice == "step" or (choice == "auto" and jax.default_backend() == "cpu")
+
+
+def grid_of(jobs: Sequence[Job], paths: Sequence[Path], caption: str) -> Image.Image:
+    """All pictures of a run: a row for each prompt, a column for each seed."""
+    rows = list(dict.fromkeys(job.prompt for job in jobs))
+    columns = list(dict.fromkeys(job.seed for job in jobs))
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    table = [pictures[i : i + len(columns)] for i in range(0, len(pictures), len(columns))]
+    return labelled_grid(table, rows, [f"seed {seed}" for seed in columns], caption)

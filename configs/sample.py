@@ -1,0 +1,57 @@
+"""Pictures from prompts, with any Stable Diffusion in diffusers layout.
+
+python -m attrjax.main --config=configs/sample.py --config.base=DIR --config.prompts='("a cat",)'
+--workdir=runs/cat
+
+    configs/sample.py:base=sd15   sd15, sd21 or sdxl from the Hub, at the size that it was trained for
+
+Writes runs/cat/samples/a-cat-0.png, ... and runs/cat/grid.png with all of them.
+"""
+
+from ml_collections import ConfigDict
+
+from attrjax.arguments import base_preset, parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """All that can be set, with ``--config.NAME=VALUE``."""
+    arguments = parse_arg(arg, base="")
+    preset = base_preset(arguments.base)
+    config = ConfigDict()
+    config.task = "sample"
+
+    # What is in the pictures.
+    config.base = preset["base"]  # a directory in diffusers layout, or a Hub id
+    config.variant = ""  # which of its weight files: fp16 for *.fp16.safetensors
+    config.prompts = ("a photo of a cat",)  # a row of the grid each
+    config.negative_prompt = ""
+    config.seeds = (0, 1, 2, 3)  # a column of the grid each
+
+    # How they are made.
+    config.sampler = (
+        "auto"  # the base's own; ddim, ddpm, dpmpp_2m, dpmpp_2m_karras, euler, euler_ancestral, pndm
+    )
+    config.steps = 30
+    config.guidance = preset["guidance"]  # classifier-free guidance; 1 is none
+    config.guidance_rescale = 0.0  # 0 to 1; about 0.7 for bases with a zero terminal SNR
+    config.eta = 0.0  # 0 to 1: fresh noise in ddim
+    config.height = preset["height"]  # pixels; 0 is the base's own size
+    config.width = preset["width"]
+
+    # What they begin with.
+    config.latents = ""  # .npy [n, h, w, c] of N(0, 1) noise; n is prompts x seeds, or seeds
+    config.init_image = ""  # a picture to begin from
+    config.strength = 0.8  # 0 to 1: how much of it is made anew
+
+    # What is added to the base.
+    config.loras = ()  # LoRA files by diffusers', PEFT's or kohya's names
+    config.lora_strengths = ()  # one for each: 0.8, or {"down": 1.0, "mid": 0.5, "up": 0.0}; none for 1
+    config.learned_words = ()  # textual inversions
+
+    # How they are computed.
+    config.dtype = "float32"  # bfloat16 is several times faster on accelerators
+    config.attention = "auto"  # or force one: xla, chunked, cudnn, splash
+    config.batch_size = 0  # pictures at a time; 0 is 1 on a CPU and 4 elsewhere
+    config.progress = "auto"  # the bar moves with every step or picture; step on CPUs, picture elsewhere
+    config.cache_dir = "~/.cache/attrjax/jit"  # compiled programs are kept here; "" for nowhere
+    return config

@@ -1,0 +1,68 @@
+"""Packaging of attrjax: metadata, dependencies and extras. Build and tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "attrjax/__init__.py").read_text()).group(1)
+README = ROOT / "README.md"
+
+# Floors are the oldest releases that the tests ran with, caps the first release that may break us by its own
+# rules.
+REQUIRES = [
+    "absl-py>=2.3,<3",  # the command line
+    "flax>=0.12.8,<0.13",  # linen; every minor release so far removed something
+    "huggingface_hub>=1.31,<3",  # a Hub id as base; the floor is transformers' own
+    "jax>=0.10,<0.12",  # 0.10 is the last for Python 3.11; minor releases remove deprecated names
+    "jaxtyping>=0.3,<0.4",  # shapes in signatures
+    "ml_collections>=1.1,<2",  # configs; 1.1 finds the nearest known key
+    "numpy>=2.1,<3",
+    "optax>=0.2.8,<0.3",  # still before 1.0
+    "orbax-checkpoint>=0.12.8,<0.13",  # still before 1.0, and its names move
+    "pillow>=11,<14",  # pictures; one major release a year, which drops deprecated names
+    "safetensors>=0.8,<1",  # memory-mapped weights
+    "tqdm>=4.66,<5",  # progress bars
+    "transformers>=5.20,<6",  # the CLIP tokenizer at run time, nothing else; 6 may move it again as 5 did
+]
+
+EXTRAS = {
+    # torch is never needed at run time: it is the reference that tests, exports and speed are checked
+    # against.
+    "parity": [
+        "accelerate>=1.10,<2",  # how diffusers loads without a second copy
+        "diffusers>=0.40,<0.43",  # the format and the reference; 0.40 is the first without Flax classes
+        "peft>=0.18,<0.22",  # LoRA in diffusers
+        "torch>=2.6,<3",
+    ],
+    "test": ["packaging>=24", "pytest>=8.3,<10", "pytest-xdist>=3.6,<4"],
+    "dev": ["mypy>=1.18,<3", "ruff>=0.14,<0.18"],  # a new minor release of ruff formats differently
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "cuda13": ["jax[cuda13]>=0.10,<0.12"],
+}
+
+setup(
+    name="attrjax",
+    version=VERSION,
+    description="Learn one visual attribute, shape or appearance, from one picture, in JAX",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["attrjax", "attrjax.*"]),
+    package_data={"attrjax": ["py.typed"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

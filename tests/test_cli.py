@@ -1,0 +1,157 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attrjax.arguments import base_preset, parse_arg
+
+ROOT = Path(__file__).parent.parent
+
+
+def attrjax(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "attrjax.main", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def flags(small_base, tmp_path_factory):
+    """Small pictures, and a cache of compiled programs that all runs share."""
+    cache = tmp_path_factory.mktemp("cache")
+    return [
+        "--config=configs/sample.py",
+        f"--config.base={small_base}",
+        "--config.steps=2",
+        "--config.progress=picture",
+        f"--config.cache_dir={cache}",
+    ]
+
+
+PROMPTS = """--config.prompts=("a cat", "A very, very long prompt: """ + "many words " * 40 + '")'
+
+
+@pytest.fixture(scope="session")
+def finished(flags, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "x"
+    return workdir, attrjax(*flags, PROMPTS, "--config.seeds=(0, 7)", f"--workdir={workdir}")
+
+
+def refused(result, message):
+    """Whether a run ended with one line that says this."""
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], result.stderr
+    assert "Traceback" not in result.stderr
+    return True
+
+
+def test_a_run_writes_pictures_grid_and_record(finished):
+    workdir, result = finished
+    assert result.returncode == 0, result.stderr
+    record = json.loads((workdir / "run.json").read_text())
+    names = sorted(path.name for path in (workdir / "samples").iterdir())
+    assert len(names) == 4 and names[:2] == ["a-cat-0.png", "a-cat-7.png"]
+    assert sorted(record["chosen"]["pictures"]) == [f"samples/{name}" for name in names]
+    assert {Image.open(workdir / "samples" / name).size for name in names} == {(64, 64)}
+    assert Image.open(workdir / "grid.png").width > 2 * 64
+    assert record["config"]["seeds"] == [0, 7] and record["chosen"]["sampler"] == "ddim"
+    assert {"jax", "flax", "python", "device"} <= record["versions"].keys()
+    assert {"load", "compile", "per_picture"} <= record["timings"].keys()
+
+
+def test_a_long_prompt_is_cut_with_a_warning(finished):
+    _, result = finished
+    assert "a prompt is cut at 77" in result.stderr and "many words" in result.stderr
+
+
+def test_same_config_and_seed_give_the_same_bytes(finished, flags, tmp_path):
+    workdir, _ = finished
+    again = attrjax(
+        *flags, '--config.prompts=("a cat",)', "--config.seeds=(7,)", f"--workdir={tmp_path / 'y'}"
+    )
+    assert again.returncode == 0, again.stderr
+    name = "samples/a-cat-7.png"
+    assert (tmp_path / "y" / name).read_bytes() == (workdir / name).read_bytes()
+
+
+def test_resume_keeps_what_is_there_and_makes_what_is_missing(flags, tmp_path):
+    arguments = [*flags, '--config.prompts=("a cat",)', f"--workdir={tmp_path / 'x'}"]
+    first = attrjax(*arguments, "--config.seeds=(0, 1)")
+    assert first.returncode == 0, first.stderr
+    samples = tmp_path / "x" / "samples"
+    made = (samples / "a-cat-1.png").read_bytes()
+    (samples / "a-cat-1.png").unlink()
+    red = Image.new("RGB", (64, 64), "red")
+    red.save(samples / "a-cat-0.png")
+    assert refused(attrjax(*arguments, "--config.seeds=(0, 1)"), "already holds a run")
+    resumed = attrjax(*arguments, "--config.seeds=(0, 1, 2)", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert Image.open(samples / "a-cat-0.png").tobytes() == red.tobytes()
+    assert (samples / "a-cat-1.png").read_bytes() == made
+    assert (samples / "a-cat-2.png").exists()
+    other = attrjax(*arguments, "--config.seeds=(0, 1)", "--config.guidance=2.0", "--resume")
+    assert refused(other, "guidance was 7.5, is 2.0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.promts=('a',)"], "the config has no key 'promts'; did you mean 'prompts'?"),
+        (["--config.steps=many"], "--config.steps=many"),
+        (["--wrokdir=x"], "'wrokdir'. Did you mean: workdir"),
+        (["--config=configs/smaple.py"], "there is no config file configs/smaple.py"),
+        (["--config=configs/sample.py:base=sd16"], "there is no preset base=sd16"),
+        (["--config=configs/sample.py:bse=sd15"], "no argument 'bse'; did you mean 'base'?"),
+        (["--config.prompts=('a',", "cat)"], "prompts"),
+        (["--config.task=smaple"], "did you mean 'sample'?"),
+    ],
+)
+def test_a_mistyped_command_line_is_one_line(arguments, message, tmp_path):
+    config = [] if arguments[0].startswith("--config=") else ["--config=configs/sample.py"]
+    assert refused(attrjax(*config, *arguments, f"--workdir={tmp_path / 'x'}"), message)
+    assert not (tmp_path / "x").exists()
+
+
+def test_workdir_and_base_are_required(tmp_path):
+    assert refused(attrjax("--config=configs/sample.py"), "--workdir is missing")
+    assert refused(
+        attrjax("--config=configs/sample.py", f"--workdir={tmp_path / 'x'}"), "config.base is empty"
+    )
+
+
+def test_a_missing_base_is_named(tmp_path):
+    base = tmp_path / "no" / "such" / "base"
+    result = attrjax("--config=configs/sample.py", f"--config.base={base}", f"--workdir={tmp_path / 'x'}")
+    assert refused(result, str(base))
+    assert not (tmp_path / "x").exists()
+
+
+def test_latents_of_another_shape_are_refused(flags, tmp_path):
+    np.save(tmp_path / "noise.npy", np.zeros((4, 4, 8, 8), np.float32))
+    result = attrjax(*flags, f"--config.latents={tmp_path / 'noise.npy'}", f"--workdir={tmp_path / 'x'}")
+    assert refused(result, "channels last")
+    (tmp_path / "noise.npy").write_text("no numbers")
+    result = attrjax(*flags, f"--config.latents={tmp_path / 'noise.npy'}", f"--workdir={tmp_path / 'x'}")
+    assert refused(result, "is not an .npy file")
+    assert not (tmp_path / "x").exists()
+
+
+def test_config_arguments_are_typed():
+    parsed = parse_arg("name=x,count=3,fast", name="", count=1, fast=False, rate=0.5)
+    assert parsed.to_dict() == {"name": "x", "count": 3, "fast": True, "rate": 0.5}
+    with pytest.raises(ValueError, match="count='many' should be of type int"):
+        parse_arg("count=many", count=1)
+    with pytest.raises(ValueError, match="fast='perhaps' should be of type bool"):
+        parse_arg("fast=perhaps", fast=False)
+
+
+def test_presets_know_their_size():
+    assert base_preset("sdxl")["height"] == 1024
+    with pytest.raises(ValueError, match="did you mean 'sdxl'"):
+        base_preset("sdlx")
