@@ -1,6 +1,7 @@
 """Small models of every family, with weights that any machine can make again: what the parity tests share.
 
-A weight depends on its torch name and shape alone, so that recorded references hold inputs' seeds and outputs only.
+A weight depends on its torch name and shape alone, so that recorded references hold inputs' seeds and outputs
+only.
 """
 
 import re
@@ -176,7 +177,7 @@ def deterministic_params(module: nn.Module, *inputs: np.ndarray, **named: object
 
 
 def unet_inputs(family: str, height: int = 16, width: int = 24) -> dict[str, np.ndarray]:
-    """A batch of two, NHWC: sample, timesteps, context, an IP context of 3 tokens, and what the family adds."""
+    """A batch of two, NHWC: sample, timesteps, context, an IP context, and what the family adds."""
     config = UNET[family]
     random = np.random.RandomState(7)
     inputs = {

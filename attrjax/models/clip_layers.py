@@ -1,5 +1,7 @@
 """The pre-norm transformer that CLIP's towers share (Radford et al. 2021, arXiv:2103.00020)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -87,7 +89,7 @@ class CLIPEncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = LayerNorm(self.layer_norm_eps, name="layer_norm1", **types)(x)
         x = x + CLIPAttention(
             self.num_attention_heads, self.causal, self.attention_implementation, name="self_attn", **types
@@ -107,7 +109,7 @@ class CLIPAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, length, width = x.shape
         split = (batch, length, self.num_attention_heads, width // self.num_attention_heads)
         q, k, v = (
@@ -127,6 +129,6 @@ class CLIPMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = Linear(self.intermediate_size, name="fc1", **types)(x)
         return Linear(x.shape[-1], name="fc2", **types)(ACTIVATIONS[self.hidden_act](y))

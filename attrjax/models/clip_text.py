@@ -63,7 +63,7 @@ class CLIPTextModel(nn.Module):
     remat: bool = False
 
     def setup(self):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.text_model = TextTransformer(
             self.vocab_size,
             self.hidden_size,
@@ -132,7 +132,7 @@ class TextTransformer(nn.Module):
     def __call__(
         self, input_ids: Int[Array, "b t"], inputs_embeds: Float[Array, "b t d"] | None
     ) -> tuple[tuple[Float[Array, "b t d"], ...], Float[Array, "b t d"]]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = TextEmbeddings(
             self.vocab_size, self.hidden_size, self.max_position_embeddings, name="embeddings", **types
         )(input_ids, inputs_embeds)
@@ -164,7 +164,7 @@ class TextEmbeddings(nn.Module):
     def __call__(
         self, input_ids: Int[Array, "b t"], inputs_embeds: Float[Array, "b t d"] | None
     ) -> Float[Array, "b t d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if inputs_embeds is None:
             inputs_embeds = nn.Embed(self.vocab_size, self.hidden_size, name="token_embedding", **types)(
                 input_ids

@@ -1,6 +1,6 @@
 """CLIP vision towers (ViT-B/32, L/14, H/14 and their kin) and the pictures they expect."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -63,7 +63,7 @@ class CLIPVisionModel(nn.Module):
     remat: bool = False
 
     def setup(self):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.vision_model = VisionTransformer(
             self.hidden_size,
             self.intermediate_size,
@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
     def __call__(
         self, pixels: Float[Array, "b h w c"]
     ) -> tuple[tuple[Float[Array, "b n d"], ...], Float[Array, "b d"]]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = VisionEmbeddings(self.hidden_size, self.patch_size, name="embeddings", **types)(pixels)
         x = LayerNorm(self.layer_norm_eps, name="pre_layrnorm", **types)(x)  # spelt as in the checkpoints
         states = CLIPEncoder(
@@ -142,7 +142,7 @@ class VisionEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, size, width = pixels.shape[0], self.patch_size, self.hidden_size
         patches = Conv(
             width, kernel_size=size, strides=size, padding=0, use_bias=False, name="patch_embedding", **types

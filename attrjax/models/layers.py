@@ -1,9 +1,9 @@
 """Linear, convolution and normalization layers that every network of the package is made of.
 
-They differ from linen's own in three ways. Norms always compute in float32. Every ``Linear`` and ``Conv`` reads an
-optional ``adapters`` variable collection at its own path, so that low-rank changes of a frozen network are an input of
-``apply`` and not a second copy of it (``adapters.py`` builds that collection). And 3x3 convolutions on a CPU run as
-Winograd products (``convolution.py``).
+They differ from linen's own in three ways. Norms always compute in float32. Every ``Linear`` and ``Conv``
+reads an optional ``adapters`` variable collection at its own path, so that low-rank changes of a frozen
+network are an input of ``apply`` and not a second copy of it (``adapters.py`` builds that collection). And
+3x3 convolutions on a CPU run as Winograd products (``convolution.py``).
 """
 
 import flax.linen as nn
@@ -30,8 +30,9 @@ class Linear(nn.Module):
         use_bias: whether a bias is added.
         dtype: compute type. param_dtype: type of the parameters.
 
-    Parameters ``kernel`` [in, features] and ``bias`` [features]. The optional ``adapters`` collection may hold
-    ``lora_down`` [in, r] with ``lora_up`` [r, features], and ``offset_u`` [in, r] with ``offset_v`` [features, r].
+    Parameters ``kernel`` [in, features] and ``bias`` [features]. The optional ``adapters`` collection may
+    hold ``lora_down`` [in, r] with ``lora_up`` [r, features], and ``offset_u`` [in, r] with ``offset_v``
+    [features, r].
     """
 
     features: int
@@ -64,10 +65,10 @@ class Conv(nn.Module):
         padding: the same on all sides, or ((top, bottom), (left, right)).
         use_bias, dtype, param_dtype: as in ``Linear``.
 
-    Parameters ``kernel`` [k, k, in, features] and ``bias`` [features]. The optional ``adapters`` collection may hold
-    ``lora_down`` [k, k, in, r] with ``lora_up`` [1, 1, r, features], and ``offset_u`` [k*k*in, r] with ``offset_v``
-    [features, r]. The optional ``winograd`` collection holds ``kernel`` as ``convolution.winograd_kernel`` makes it,
-    so that a loop over many calls transforms it once.
+    Parameters ``kernel`` [k, k, in, features] and ``bias`` [features]. The optional ``adapters`` collection
+    may hold ``lora_down`` [k, k, in, r] with ``lora_up`` [1, 1, r, features], and ``offset_u`` [k*k*in, r]
+    with ``offset_v`` [features, r]. The optional ``winograd`` collection holds ``kernel`` as
+    ``convolution.winograd_kernel`` makes it, so that a loop over many calls transforms it once.
     """
 
     features: int
@@ -88,7 +89,7 @@ class Conv(nn.Module):
         pad = ((self.padding, self.padding),) * 2 if isinstance(self.padding, int) else self.padding
         x = x.astype(self.dtype)
         changed = adapter is not None and "offset_u" in adapter
-        prepared = None
+        prepared: Array | None = None
         if not changed and self.has_variable("winograd", "kernel"):
             prepared = self.get_variable("winograd", "kernel").astype(self.dtype)
         kernel = _offset_kernel(kernel, adapter).astype(self.dtype)
@@ -104,13 +105,15 @@ class Conv(nn.Module):
 
 def adapter_of(module: nn.Module) -> dict[str, Array] | None:
     """The ``adapters`` leaves at a module's own path, or None where there are none."""
-    names = ("lora_down", "lora_up", "offset_u", "offset_v")
-    found = {n: module.get_variable("adapters", n) for n in names if module.has_variable("adapters", n)}
+    found: dict[str, Array] = {}
+    for name in ("lora_down", "lora_up", "offset_u", "offset_v"):
+        if module.has_variable("adapters", name):
+            found[name] = module.get_variable("adapters", name)
     return found or None
 
 
 class GroupNorm(nn.Module):
-    """Group normalization over the channels of [B, ..., C] in float32, parameters ``scale`` and ``bias`` [C]."""
+    """Group normalization of [B, ..., C] in float32, with parameters ``scale`` and ``bias`` [C]."""
 
     num_groups: int = 32
     epsilon: float = 1e-5
@@ -126,7 +129,8 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
         batch, size = x.shape[0], channels // self.num_groups
         x32 = x.astype(jnp.float32)
-        # Per-channel moments first: one pass that vectorizes over channels, then a tiny reduction over each group.
+        # Per-channel moments first: one pass that vectorizes over channels, then a tiny reduction over each
+        # group.
         count = x.size // (batch * channels)
         sums = x32.reshape(batch, count, channels).sum(1).reshape(batch, self.num_groups, size).sum(-1)
         mean = sums / (count * size)

@@ -1,4 +1,6 @@
-"""The UNet of Stable Diffusion 1.x, 2.x and XL (diffusers' ``UNet2DConditionModel``) as one linen module, NHWC."""
+"""The UNet of Stable Diffusion 1.x, 2.x and XL (diffusers' ``UNet2DConditionModel``) as one linen module,
+NHWC.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,7 +41,8 @@ class Stage(nn.Module):
 
     Attributes:
         kind: "down", "mid" or "up".
-        features: output channels. layers: number of ResNets (in a middle block, of transformers between them).
+        features: output channels. layers: number of ResNets (in a middle block, of transformers between
+            them).
         resample: whether the block ends with a downsampler or an upsampler.
         num_heads, use_linear_projection, only_cross_attention, upcast_attention: see ``Transformer2D``.
     """
@@ -123,9 +126,9 @@ class Stage(nn.Module):
 class UNet2DCondition(nn.Module):
     """Noise predictor conditioned on time and on text.
 
-    The attributes are the keys of diffusers' ``unet/config.json`` of the same name. ``attention_head_dim`` is, as
-    there, the *number* of heads (a misnomer that published files keep). ``addition_embed_type`` may be None or
-    "text_time" (SDXL); ``num_class_embeds`` adds a table of noise levels (SD 2 upscaler).
+    The attributes are the keys of diffusers' ``unet/config.json`` of the same name. ``attention_head_dim``
+    is, as there, the *number* of heads (a misnomer that published files keep). ``addition_embed_type`` may be
+    None or "text_time" (SDXL); ``num_class_embeds`` adds a table of noise levels (SD 2 upscaler).
 
     Further attributes:
         dtype, param_dtype: compute and parameter types; norms and softmax are in float32.
@@ -186,8 +189,8 @@ class UNet2DCondition(nn.Module):
             the prediction in float32.
 
         Raises:
-            ValueError: a per-layer argument does not have one entry for each cross-attention layer, or an input
-                that the configuration calls for is missing.
+            ValueError: a per-layer argument does not have one entry for each cross-attention layer, or an
+                input that the configuration calls for is missing.
         """
         blocks = len(self.block_out_channels)
         heads = per_block(self.attention_head_dim, blocks)
@@ -235,7 +238,7 @@ class UNet2DCondition(nn.Module):
             count = layers[level] + 1
             skips, mine = skips[:-count], skips[: -count - 1 : -1]
             # The size of the next block's first skip is not twice this one's where a size was odd.
-            size = skips[-1].shape[1:3] if skips else None
+            size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
             x, _ = stage("up", name, level, count, i < blocks - 1)(x, time, entries[name], mine, size)
         x = jax.nn.silu(GroupNorm(self.norm_num_groups, self.norm_eps, name="conv_norm_out", **types)(x))
         return Conv(self.out_channels, name="conv_out", **types)(x).astype(jnp.float32)
@@ -246,12 +249,12 @@ class UNet2DCondition(nn.Module):
         """What each cross-attention layer sees, in the order of ``cross_attention_names``."""
         layers = sum(sum(d) for d in transformer_depths(self).values())
 
-        def spread(value: Array | None, name: str, shared_ndim: int) -> Sequence[Array | None]:
+        def spread(value: Any, name: str, shared_ndim: int) -> list:
             if value is None or jnp.ndim(value) == shared_ndim:
                 return [value] * layers
             if len(value) != layers:
                 raise ValueError(f"{name} has {len(value)} entries for {layers} cross-attention layers")
-            return value
+            return list(value)
 
         texts = spread(context, "context", 3)
         images = spread(image_context, "image_context", 3)
@@ -296,8 +299,8 @@ class UNet2DCondition(nn.Module):
 def transformer_depths(unet: UNet2DCondition) -> dict[str, tuple[int, ...]]:
     """For each block, the number of transformer blocks in each of its attentions.
 
-    Blocks are in the order in which torch diffusers registers them (down, up, mid): that order numbers the layers of
-    IP-Adapter files and of ``unet.attn_processors``.
+    Blocks are in the order in which torch diffusers registers them (down, up, mid): that order numbers the
+    layers of IP-Adapter files and of ``unet.attn_processors``.
 
     Raises:
         ValueError: an unknown block type.
@@ -348,7 +351,8 @@ def abstract_params(
 
     Args:
         cross_attention_dim: width of the text context.
-        added_cond_dim: diffusers' ``projection_class_embeddings_input_dim`` (SDXL: pooled text and six sizes).
+        added_cond_dim: diffusers' ``projection_class_embeddings_input_dim`` (SDXL: pooled text and six
+            sizes).
         image_context_dim: width of the second context; None leaves ``to_k_ip`` and ``to_v_ip`` out.
 
     Returns:

@@ -1,7 +1,7 @@
 """The pieces of Stable Diffusion's UNet: time embedding, ResNet, transformer and resampling blocks, NHWC.
 
-Modules and parameters carry the names of torch diffusers (``resnets.0`` is ``resnets_0``), because paths are what
-partition rules, adapters and checkpoints are written in.
+Modules and parameters carry the names of torch diffusers (``resnets.0`` is ``resnets_0``), because paths are
+what partition rules, adapters and checkpoints are written in.
 """
 
 import math
@@ -37,7 +37,8 @@ def timestep_embedding(
 ) -> Float[Array, "n dim"]:
     """Sinusoidal embedding of timesteps (Vaswani et al. 2017, §3.5) as DDPM uses it, in float32.
 
-    The frequencies are rounded at each step as torch does in float32: at t=999 one unit in the last place of a
+    The frequencies are rounded at each step as torch does in float32: at t=999 one unit in the last place of
+        a
     frequency is already 1e-4 of a period's argument.
     """
     half = dim // 2
@@ -101,8 +102,8 @@ class Attention(nn.Module):
         upcast: run scores and softmax's products in float32 also when the compute type is shorter.
         implementation: forces one of ``attention.dot_product_attention``'s implementations.
 
-    ``to_k_ip`` and ``to_v_ip`` exist where an image context was given at initialization; their output, times the
-    scale, is added before ``to_out`` (decoupled cross-attention: IP-Adapter, Ye et al. 2023).
+    ``to_k_ip`` and ``to_v_ip`` exist where an image context was given at initialization; their output, times
+    the scale, is added before ``to_out`` (decoupled cross-attention: IP-Adapter, Ye et al. 2023).
     """
 
     num_heads: int
@@ -164,7 +165,8 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each normalized first (Rombach et al. 2022, app. E.2.1).
+    """Self-attention, cross-attention and feed-forward, each normalized first (Rombach et al. 2022, app.
+    E.2.1).
 
     ``only_cross_attention`` lets the first attention read the text too, as the SD 2 upscaler does.
     """
@@ -195,8 +197,8 @@ class BasicTransformerBlock(nn.Module):
 class Transformer2D(nn.Module):
     """Transformer blocks over the pixels of [B, h, w, C], around a residual.
 
-    ``use_linear_projection`` only decides how ``proj_in`` and ``proj_out`` are stored: 1x1 convolutions (SD 1.x) or
-    linear maps (SD 2.x, SDXL). There is one entry of ``conditioning`` for each block.
+    ``use_linear_projection`` only decides how ``proj_in`` and ``proj_out`` are stored: 1x1 convolutions (SD
+    1.x) or linear maps (SD 2.x, SDXL). There is one entry of ``conditioning`` for each block.
     """
 
     num_heads: int

@@ -6,7 +6,7 @@ have the names of checkpoints in diffusers layout.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -81,8 +81,8 @@ class AutoencoderKL(nn.Module):
     remat: bool = False
 
     def setup(self):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        tower = {
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        tower: dict[str, Any] = {
             "block_out_channels": self.block_out_channels,
             "norm_num_groups": self.norm_num_groups,
             "mid_block_add_attention": self.mid_block_add_attention,
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W i"]) -> Float[Array, "b h w o"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = nn.remat(ResnetStack) if self.remat else ResnetStack
         middle = nn.remat(MidBlock) if self.remat else MidBlock
         widths = self.block_out_channels
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W o"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = nn.remat(ResnetStack) if self.remat else ResnetStack
         middle = nn.remat(MidBlock) if self.remat else MidBlock
         widths = self.block_out_channels[::-1]
@@ -213,7 +213,7 @@ class ResnetStack(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i in range(self.layers):
             x = ResnetBlock(self.features, self.norm_num_groups, name=f"resnets_{i}", **types)(x)
         if self.resample == "down":
@@ -232,7 +232,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return Conv(self.features, strides=2, padding=((0, 1), (0, 1)), name="conv", **types)(x)
 
 
@@ -260,7 +260,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = jax.nn.silu(GroupNorm(self.norm_num_groups, EPSILON, name="norm1", **types)(x))
         y = Conv(self.features, name="conv1", **types)(y)
         y = jax.nn.silu(GroupNorm(self.norm_num_groups, EPSILON, name="norm2", **types)(y))
@@ -281,7 +281,7 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = ResnetBlock(x.shape[-1], self.norm_num_groups, name="resnets_0", **types)(x)
         if self.add_attention:
             x = PixelAttention(
@@ -300,7 +300,7 @@ class PixelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         b, h, w, c = x.shape
         y = GroupNorm(self.norm_num_groups, EPSILON, name="group_norm", **types)(x).reshape(b, h * w, c)
         q, k, v = (
@@ -350,7 +350,7 @@ def tiled_decode(
         return decode(z)
     rows, columns = _tile_starts(height, tile, overlap), _tile_starts(width, tile, overlap)
     size = (batch, min(tile, height), min(tile, width), channels)
-    picture = None
+    picture: Array | None = None
     for i, top in enumerate(rows):
         for j, left in enumerate(columns):
             part = decode(jax.lax.dynamic_slice(z, (0, top, left, 0), size))
@@ -365,6 +365,7 @@ def tiled_decode(
             sofar = jax.lax.dynamic_slice(picture, corner, part.shape)
             part = sofar + part * weights.astype(part.dtype)
             picture = jax.lax.dynamic_update_slice(picture, part, corner)
+    assert picture is not None  # there is at least one tile
     return picture
 
 
