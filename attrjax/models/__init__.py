@@ -1,1 +1,3 @@
-"""Linen networks and nothing else: they take named arguments and import nothing of the project's outside this package."""
+"""Linen networks and nothing else: they take named arguments and import nothing of the project's outside this
+package.
+"""
