@@ -162,6 +162,8 @@ def test_each_choice_is_logged_once(monkeypatch):
     attention._log_once.cache_clear()
     for batch, t in ((1, 520), (2, 520), (1, 24)):
         dot_product_attention(*_case(batch, t, t, 1, 24))
+    with attention.unlogged():
+        dot_product_attention(*_case(1, 32, 32, 1, 24))
     assert [line.partition(" (")[0] for line in lines] == [
         "attention 520x520 heads 1x24 float32 on cpu: chunked",
         "attention 24x24 heads 1x24 float32 on cpu: xla",

@@ -19,6 +19,7 @@ from attrjax.checkpoints import configs
 from attrjax.checkpoints.files import find_weights, read_json, weight_names, write_json
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.params import Params, ShardingRule, load_params, save_params
+from attrjax.models.attention import unlogged
 from attrjax.models.clip_text import CLIPTextModel
 from attrjax.models.clip_vision import CLIPVisionModel
 from attrjax.models.unet import UNet2DCondition, abstract_params
@@ -243,7 +244,8 @@ def _load_network(
     start = time.perf_counter()
     config = _read_config(folder / "config.json")
     find_weights(folder, STEMS[name], variant)  # a pickle is told before shapes are worked out
-    module, abstract = build_network(name, config, torch_class, **options)
+    with unlogged():
+        module, abstract = build_network(name, config, torch_class, **options)
     params = load_params(
         folder,
         STEMS[name],

@@ -8,6 +8,9 @@
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -16,6 +19,7 @@ from absl import logging
 from jax import lax
 from jaxtyping import Array, Float
 
+_UNLOGGED: ContextVar[bool] = ContextVar("unlogged", default=False)
 IMPLEMENTATIONS = ("xla", "chunked", "cudnn", "splash")
 # Logits of one head in a block. At 2 MiB they stay in a CPU's shared cache, and the products around them are
 # large enough for several cores.
@@ -51,10 +55,11 @@ def dot_product_attention(
     """
     choice = choose_attention(q.shape, k.shape, q.dtype, implementation=implementation)
     (_, t, n, h), s = q.shape, k.shape[1]
-    _log_once(
-        f"attention {t}x{s} heads {n}x{h} {q.dtype.name} on {jax.default_backend()}: {choice.name}",
-        choice.reason,
-    )
+    if not _UNLOGGED.get():
+        _log_once(
+            f"attention {t}x{s} heads {n}x{h} {q.dtype.name} on {jax.default_backend()}: {choice.name}",
+            choice.reason,
+        )
     attend = {"xla": _plain, "chunked": _chunked, "cudnn": _cudnn, "splash": _splash}[choice.name]
     return attend(q, k, v, causal)
 
@@ -110,6 +115,16 @@ def _one_device_per_program() -> bool:
     """Whether a custom kernel sees its own shard only: otherwise its inputs are gathered on every device."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.device_count() == 1 or (bool(mesh.axis_names) and mesh.manual_axes == mesh.axis_names)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Say nothing of choices made inside, as where a network is traced for its parameters' shapes alone."""
+    token = _UNLOGGED.set(True)
+    try:
+        yield
+    finally:
+        _UNLOGGED.reset(token)
 
 
 @functools.cache

@@ -31,7 +31,8 @@ class Spec(NamedTuple):
         family: key of ``families.UNET``.
         size: side of the picture in pixels.
         what: any of forward, train, sample, decode.
-        repeats: timed calls of forward, train and decode; sampling is timed once for every ten, or once.
+        repeats: timed calls of forward, train and decode; sampling is timed once for every ten, or once. With 0
+            everything is compiled and nothing timed.
         steps: of sampling.
         threads: CPU cores. device: "cpu" or "gpu".
     """
@@ -82,7 +83,7 @@ def measure(
         warm_up()
         first = time.perf_counter() - start
         seconds = []
-        for _ in range(max(1, spec.repeats // 10) if task == "sample" else spec.repeats):
+        for _ in range(-(-spec.repeats // 10) if task == "sample" else spec.repeats):
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
