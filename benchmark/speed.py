@@ -39,7 +39,7 @@ _PEERS = flags.DEFINE_list("peers", list(MODULES), "What is measured.")
 _REPEATS = flags.DEFINE_integer(
     "repeats", 10, "Timed calls in a round; sampling is timed once for every ten."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds; every second one runs the peers in reverse order.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds; every second one runs the peers in reverse order.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps of sampling.")
 _THREADS = flags.DEFINE_integer("threads", 2, "CPU cores.")
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where; bfloat16 on a GPU, float32 on a CPU.")
@@ -90,27 +90,30 @@ def run_peer(python: str, module: str, spec: Spec, caches: Path, memory: float) 
 def collect(
     specs: Mapping[str, Spec], pythons: Mapping[str, str], rounds: int, memory: float
 ) -> dict[str, Any]:
-    """Run all peers, A B C, C B A, A B C, ...; noise that lasts longer than a peer then falls on all of them.
+    """Let all peers compile, then time them, A B C, C B A, A B C, ...
+
+    Noise that lasts longer than a peer's turn then falls on all of them. Compiling is a round of its own because
+    a process that has just compiled is slower than one that reads the compiler's cache (torch.compile: by 40 %).
 
     Returns:
         {"runs": {peer: {task: {variant: {"first_s", "seconds", "peak_bytes"}}}}, "peak": FLOP/s,
-        "failures": {(peer, task): why}}, where "first_s" is of the first round.
+        "failures": {(peer, task): why}}, where "first_s" is of the compiling round.
     """
     runs: dict[str, dict[str, dict[str, dict]]] = {peer: {} for peer in specs}
     failures: dict[tuple[str, str], str] = {}
     peak = 0.0
     with tempfile.TemporaryDirectory() as caches:
-        for r in range(rounds):
-            for peer in list(specs)[:: -1 if r % 2 else 1]:
-                spec = specs[peer]
+        for r in range(rounds + 1):
+            for peer in list(specs)[:: 1 if r % 2 else -1]:
                 # What failed once is not tried again.
-                what = tuple(task for task in spec.what if (peer, task) not in failures)
+                what = tuple(task for task in specs[peer].what if (peer, task) not in failures)
                 if not what:
                     continue
-                print(f"round {r + 1} of {rounds}: {peer}", file=sys.stderr, flush=True)
-                results, stopped = run_peer(
-                    pythons[peer], MODULES[peer], spec._replace(what=what), Path(caches) / peer, memory
+                print(
+                    f"{f'round {r} of {rounds}' if r else 'compiling'}: {peer}", file=sys.stderr, flush=True
                 )
+                spec = specs[peer]._replace(what=what, repeats=specs[peer].repeats if r else 0)
+                results, stopped = run_peer(pythons[peer], MODULES[peer], spec, Path(caches) / peer, memory)
                 for result in results:
                     task = result.pop("task")
                     if task == "peak":
@@ -118,18 +121,18 @@ def collect(
                     elif "failed" not in result:
                         add(runs[peer].setdefault(task, {}), result)
                 for task in what:
-                    if task not in runs[peer]:
+                    if not any(r == 0 or known["seconds"] for known in runs[peer].get(task, {}).values()):
                         failures[peer, task] = stopped or "does not fit"
     return {"runs": runs, "peak": peak, "failures": failures}
 
 
 def add(variants: dict[str, dict], result: dict[str, Any]) -> None:
     """Add one round's result to those of its task."""
-    known = variants.setdefault(
-        result["variant"], {"first_s": result["first_s"], "seconds": [], "peak_bytes": 0}
-    )
+    new = {"first_s": result["first_s"], "seconds": [], "peak_bytes": 0}
+    known = variants.setdefault(result["variant"], new)
     known["seconds"] += result["seconds"]
-    known["peak_bytes"] = max(known["peak_bytes"], result["peak_bytes"])
+    if result["seconds"]:
+        known["peak_bytes"] = max(known["peak_bytes"], result["peak_bytes"])
 
 
 def count_flops(spec: Spec) -> dict[str, int]:
@@ -142,9 +145,10 @@ def count_flops(spec: Spec) -> dict[str, int]:
     return {result["task"]: result["flops"] for result in results}
 
 
-def fastest(variants: Mapping[str, dict]) -> tuple[str, dict]:
-    """The variant of the smallest median: a peer is measured at its best."""
-    return min(variants.items(), key=lambda item: statistics.median(item[1]["seconds"]))
+def fastest(variants: Mapping[str, dict]) -> tuple[str, dict] | None:
+    """The variant of the smallest median, None where nothing was timed: a peer is measured at its best."""
+    timed = [item for item in variants.items() if item[1]["seconds"]]
+    return min(timed, key=lambda item: statistics.median(item[1]["seconds"])) if timed else None
 
 
 def table(collected: Mapping[str, Any], specs: Mapping[str, Spec], flops: Mapping[str, int]) -> str:
@@ -159,10 +163,11 @@ def table(collected: Mapping[str, Any], specs: Mapping[str, Spec], flops: Mappin
     for task in tasks:
         ours = medians(runs, task).get("attrjax")
         for peer in specs:
-            if task not in runs[peer]:
+            best = fastest(runs[peer].get(task, {}))
+            if best is None:
                 lines.append(f"| {task} | {peer} | {collected['failures'][peer, task]} |" + " |" * 8)
                 continue
-            variant, result = fastest(runs[peer][task])
+            variant, result = best
             seconds = result["seconds"]
             median = statistics.median(seconds)
             rate = flops[task] / median
@@ -177,8 +182,8 @@ def table(collected: Mapping[str, Any], specs: Mapping[str, Spec], flops: Mappin
 
 def medians(runs: Mapping[str, Mapping[str, Mapping[str, dict]]], task: str) -> dict[str, float]:
     """Each peer's median seconds at its fastest variant, where it has any."""
-    found = {peer: fastest(tasks[task])[1]["seconds"] for peer, tasks in runs.items() if task in tasks}
-    return {peer: statistics.median(seconds) for peer, seconds in found.items()}
+    found = {peer: fastest(tasks.get(task, {})) for peer, tasks in runs.items()}
+    return {peer: statistics.median(best[1]["seconds"]) for peer, best in found.items() if best}
 
 
 def verdict(collected: Mapping[str, Any], task: str) -> str:

@@ -129,8 +129,8 @@ def _columns(x, kernel, strides, padding):
     height, width = (x.shape[1] - kh) // strides + 1, (x.shape[2] - kw) // strides + 1
     rows, columns = (strides * (height - 1) + 1, strides * (width - 1) + 1)
     patches = [x[:, i : i + rows : strides, j : j + columns : strides] for i in range(kh) for j in range(kw)]
-    patches = patches[0] if len(patches) == 1 else jnp.concatenate(patches, -1)
-    y = patches.reshape(-1, kh * kw * channels) @ kernel.reshape(-1, features)
+    taps = patches[0] if len(patches) == 1 else jnp.concatenate(patches, -1)
+    y = taps.reshape(-1, kh * kw * channels) @ kernel.reshape(-1, features)
     return y.reshape(x.shape[0], height, width, features)
 
 
