@@ -92,8 +92,9 @@ def collect(
 ) -> dict[str, Any]:
     """Let all peers compile, then time them, A B C, C B A, A B C, ...
 
-    Noise that lasts longer than a peer's turn then falls on all of them. Compiling is a round of its own because
-    a process that has just compiled is slower than one that reads the compiler's cache (torch.compile: by 40 %).
+    Noise that lasts longer than a peer's turn then falls on all of them. Compiling is a round of its own
+    because a process that has just compiled is slower than one that reads the compiler's cache
+    (torch.compile: by 40 %).
 
     Returns:
         {"runs": {peer: {task: {variant: {"first_s", "seconds", "peak_bytes"}}}}, "peak": FLOP/s,

@@ -31,8 +31,8 @@ class Spec(NamedTuple):
         family: key of ``families.UNET``.
         size: side of the picture in pixels.
         what: any of forward, train, sample, decode.
-        repeats: timed calls of forward, train and decode; sampling is timed once for every ten, or once. With 0
-            everything is compiled and nothing timed.
+        repeats: timed calls of forward, train and decode; sampling is timed once for every ten, or once. With
+            0 everything is compiled and nothing timed.
         steps: of sampling.
         threads: CPU cores. device: "cpu" or "gpu".
     """
