@@ -2,6 +2,7 @@
 set).
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,9 +100,12 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     with timed(timings, "make"), compile_seconds() as compiling, bar:
 
         def on_step(_: int) -> None:
-            if not bar.n:
-                bar.unpause()  # so that the time left does not count compilation
-            bar.update(settings.batch_size)
+            # Where nobody reads the bar any more (a closed pipe) pictures are made all the same: an error in a
+            # callback would leave the compiled program waiting.
+            with contextlib.suppress(OSError):
+                if not bar.n:
+                    bar.unpause()  # so that the time left does not count compilation
+                bar.update(settings.batch_size)
 
         pictures = make_pictures(
             pipeline,
