@@ -91,6 +91,18 @@ def test_strided_and_thin_convolutions_are_left_to_xla(shape):
     assert _error(got, _exact(x, kernel, strides)) < 1e-6
 
 
+def test_large_pictures_of_few_channels_are_left_to_xla():
+    def form(side, channels):
+        return choose_form((1, side, side, channels), (3, 3, channels, channels), jnp.float32, 1, SAME, True)
+
+    assert [form(64, 64), form(64, 512), form(128, 64), form(128, 512)] == [
+        "winograd",
+        "winograd",
+        "direct",
+        "winograd",
+    ]
+
+
 def test_half_precision_and_accelerators_are_left_to_xla(monkeypatch):
     x, kernel = _case((2, 16, 16, 32), 32)
     assert choose_form(x.shape, kernel.shape, jnp.bfloat16, 1, SAME, True) == "direct"

@@ -31,6 +31,10 @@ COLUMNS_UP_TO = 1024
 # positions that share it.
 PREPARED_FROM = 64
 UNPREPARED_FROM = 384
+# Positions up to which Winograd's intermediates, three times the size of input and output, stay in cache; with
+# more, moving them costs what products of fewer than WIDE channels save.
+CACHED_UP_TO = 2**13
+WIDE = 256
 # Positions from which the kernel's gradient is made of Winograd products too.
 GRADIENT_FROM = 1024
 # Positions in one set of products: larger pictures go through it in bands of rows, so that intermediates, six
@@ -85,7 +89,8 @@ def choose_form(x_shape, kernel_shape, dtype, strides: int, padding: Padding, pr
     )
     positions = x_shape[0] * height * width
     same = (kh, kw, strides, padding) == (3, 3, 1, ((1, 1), (1, 1)))
-    if same and positions >= (PREPARED_FROM if prepared else UNPREPARED_FROM):
+    worth = positions <= CACHED_UP_TO or min(channels) >= WIDE
+    if same and worth and positions >= (PREPARED_FROM if prepared else UNPREPARED_FROM):
         return "winograd"
     if (kh, kw) == (1, 1) or positions <= COLUMNS_UP_TO:
         return "columns"
