@@ -31,8 +31,8 @@ COLUMNS_UP_TO = 1024
 # positions that share it.
 PREPARED_FROM = 64
 UNPREPARED_FROM = 384
-# Positions up to which Winograd's intermediates, three times the size of input and output, stay in cache; with
-# more, moving them costs what products of fewer than WIDE channels save.
+# Positions up to which Winograd's intermediates, three times the size of input and output, stay in cache.
+# With more, moving them costs what products of fewer than WIDE channels save.
 CACHED_UP_TO = 2**13
 WIDE = 256
 # Positions from which the kernel's gradient is made of Winograd products too.
