@@ -9,6 +9,7 @@ that environment: README.md here. Needs the extra "parity".
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -72,12 +73,15 @@ def run_peer(python: str, module: str, spec: Spec, caches: Path, memory: float) 
     stopped = ""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
-        while process.poll() is None:
-            if spec.device == "cpu" and resident_bytes(process.pid) > memory:
-                process.kill()
-                process.wait()
-                stopped = "does not fit"
-            time.sleep(0.2)
+        try:
+            while process.poll() is None:
+                if spec.device == "cpu" and resident_bytes(process.pid) > memory:
+                    process.kill()
+                    stopped = "does not fit"
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
         output.seek(0)
         errors.seek(0)
         lines = [line for line in output if line.startswith('{"task"')]
@@ -212,6 +216,7 @@ def main(argv: list[str]) -> None:
             "diffusers_flax needs --flax_python=PATH, the Python of an environment with "
             "benchmark/peers/flax_requirements.txt; or leave it out with --peers=attrjax,torch,torch_compile"
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that a peer ends with this command
     pythons = dict.fromkeys(MODULES, sys.executable) | {"diffusers_flax": _FLAX.value}
     what = tuple(task for task in TASKS if task in _WHAT.value)
     shared = {"family": _FAMILY.value, "size": _SIZE.value, "what": what, "repeats": _REPEATS.value}
