@@ -1,0 +1,1 @@
+"""Many devices: the mesh, and what lies where on it."""

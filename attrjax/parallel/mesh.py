@@ -1,0 +1,110 @@
+"""The mesh of devices, and where a train state and its batches lie on it.
+
+Axis ``data`` divides batches and copies the state; axis ``fsdp`` divides both. The compiler derives the
+rest from where the arguments lie, so the same train step runs on one device and on a pod.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+# Leaves up to this size are copied to every device: dividing them saves no memory worth a message.
+LARGEST_COPIED = 2**14
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of devices with the axes ``data`` and ``fsdp``.
+
+    Args:
+        data: how many parts of a batch there are with a copy of the state each; -1 takes the devices that
+            ``fsdp`` leaves.
+        fsdp: how many devices share one copy of the state; -1 takes the devices that ``data`` leaves.
+        devices: the devices to use, by default all of all processes.
+
+    Raises:
+        ValueError: a size is neither -1 nor positive, both are -1, or their product is not the number of
+            devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp}
+    for name, size in sizes.items():
+        if size == 0 or size < -1:
+            raise ValueError(
+                f"the mesh's {name}={size} must be 1 or more, or -1 for the devices that are left"
+            )
+    if data == fsdp == -1:
+        raise ValueError("only one of the mesh's data and fsdp can be -1")
+    known = math.prod(size for size in sizes.values() if size > 0)
+    if -1 in sizes.values() and len(devices) % known == 0:
+        sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"a mesh of data={data}, fsdp={fsdp} does not fit {len(devices)} devices")
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=types, devices=devices)
+
+
+def shard_state(mesh: Mesh, tree: Any) -> Any:
+    """Where the leaves of a train state, or of frozen weights, lie: a ``NamedSharding`` for each.
+
+    A leaf of more than ``LARGEST_COPIED`` elements is divided over ``fsdp`` along its largest dimension that
+    this axis divides, the last one where several are equal; the others are copied to every device.
+
+    Args:
+        mesh: of ``make_mesh``.
+        tree: arrays, or anything else that has a ``shape``.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        shape = np.shape(leaf)
+        fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
+        if parts == 1 or math.prod(shape) <= LARGEST_COPIED or not fitting:
+            return NamedSharding(mesh, PartitionSpec())
+        axis = max(fitting, key=lambda axis: (shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree.map(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Where an array of a batch lies: its leading axis is divided over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def place_state(mesh: Mesh, tree: Any) -> Any:
+    """Put a train state, or frozen weights, where ``shard_state`` says. Every process has all of it."""
+    return jax.device_put(tree, shard_state(mesh, tree))
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """Put a batch on the mesh, divided along its leading axis; scalars are copied to every device.
+
+    Args:
+        mesh: of ``make_mesh``.
+        batch: numpy arrays or arrays of this process's devices: the rows that this process contributes, which
+            with one process are all of them. Rows are in order of process.
+
+    Raises:
+        ValueError: an array's rows cannot be divided evenly.
+    """
+    sharding, copied = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    processes = len({device.process_index for device in mesh.devices.flat})
+    local_devices = mesh.size // processes
+
+    def place(leaf: Any) -> jax.Array:
+        if np.ndim(leaf) == 0:
+            return jax.device_put(leaf, copied)
+        if len(leaf) % local_devices:
+            raise ValueError(
+                f"a batch of {len(leaf)} rows a process cannot be divided over its {local_devices} devices"
+            )
+        if processes == 1:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return jax.tree.map(place, batch)

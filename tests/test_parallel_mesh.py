@@ -1,0 +1,89 @@
+"""One device and many give the same parameters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from attrjax.parallel.mesh import make_mesh, place_batch, shard_state
+from attrjax.training import init_state, make_optimizer, make_step, train
+
+ROOT = Path(__file__).parent.parent
+STEPS = 5
+
+
+def batch_at(step):
+    return np.random.default_rng(step).normal(size=(16, 192)).astype(np.float32)
+
+
+def loss_fn(params, batch, key):
+    x = batch + 0.1 * jax.random.normal(key, batch.shape)
+    return ((jax.nn.tanh(x @ params["kernel"] + params["bias"]) - batch) ** 2).mean(), {}
+
+
+def start(mesh):
+    rng = np.random.default_rng(1)
+    params = {"kernel": 0.1 * rng.normal(size=(192, 192)), "bias": np.zeros(192)}
+    optimizer = make_optimizer(1e-3, STEPS, weight_decay=0.01)
+    state = init_state(jax.tree.map(np.float32, params), optimizer, mesh, ema=True)
+    return state, make_step(loss_fn, optimizer, mesh)
+
+
+def run(mesh, workdir, steps=STEPS):
+    state, step = start(mesh)
+    return train(
+        state, step, batch_at, root_key=jax.random.key(0), steps=steps, workdir=workdir, mesh=mesh
+    ).state
+
+
+def compare_meshes(workdir):
+    """In a process with eight devices."""
+    assert jax.device_count() == 8
+    one, many = make_mesh(devices=jax.devices()[:1]), make_mesh(data=4, fsdp=2)
+    expected, got = run(one, f"{workdir}/one"), run(many, f"{workdir}/many")
+    assert got.params["kernel"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert got.ema["kernel"].addressable_shards[0].data.shape == (192, 96)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=0)
+
+    # What was saved on one mesh is read on another, bit for bit.
+    restored = run(make_mesh(data=1, fsdp=8), f"{workdir}/many")
+    assert restored.params["kernel"].addressable_shards[0].data.shape == (192, 24)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    state, step = start(many)
+    for i in range(3):
+        state, _ = step(state, place_batch(many, batch_at(i)), jax.random.key(0))
+    assert step._cache_size() == 1
+    with pytest.raises(ValueError, match="a batch of 6 rows .* over its 8 devices"):
+        place_batch(many, np.zeros((6, 2)))
+
+
+def test_eight_devices_train_as_one_does(tmp_path):
+    program = f"from tests.test_parallel_mesh import compare_meshes; compare_meshes({str(tmp_path)!r})"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 3}, {"fsdp": 5}, {"data": 0}, {"data": -1, "fsdp": -1}, {"data": -2}, {"data": 2, "fsdp": 7}],
+)
+def test_sizes_that_do_not_fit_are_one_clear_line(sizes):
+    with pytest.raises(ValueError, match="data|fsdp") as error:
+        make_mesh(**sizes, devices=jax.devices()[:1] * 8)
+    assert "\n" not in str(error.value)
+
+
+def test_small_and_odd_leaves_are_copied():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert mesh.shape == {"data": 1, "fsdp": 1}
+    specs = jax.tree.map(lambda s: s.spec, shard_state(mesh, {"a": np.zeros((300, 300)), "b": np.zeros(3)}))
+    assert specs == {"a": PartitionSpec(), "b": PartitionSpec()}
