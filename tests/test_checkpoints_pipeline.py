@@ -264,7 +264,7 @@ def test_an_interrupted_save_leaves_nothing(loaded, tmp_path, monkeypatch):
         assert [path.name[0] for path in tmp_path.iterdir()] == ["."]  # nothing under the final name yet
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline_module, "_save_tokenizer", interrupt)
+    monkeypatch.setattr(pipeline_module, "save_tokenizer", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_pipeline(tmp_path / "base", loaded)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from attrjax.attrworld.materials import Material, layer, make_material
+from attrjax.attrworld.materials import INDEX, Material, layer, make_material
 from attrjax.attrworld.shapes import Numbers, between
 
 Look = Callable[[Numbers], Material]
@@ -411,8 +411,6 @@ def unnamed(generator: np.random.Generator, n: int) -> tuple[Material, list[str]
     material = make_material(
         [list(chosen[:, i].T) for i in range(3)], first, second, gloss=np.where(u[:, 8] < 0.5, 0.05, 0.8), n=n
     )
-    from attrjax.attrworld.materials import INDEX
-
     index = np.array([INDEX[row[0]] for row in rows], np.float32)
     material = material._replace(first=material.first._replace(pattern=index))
     names = list(COLOURS)

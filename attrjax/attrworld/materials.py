@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from attrjax.attrworld.sdf import rotation
+
 # What a layer's field is; each is in [0, 1] and of the layer's own coordinates.
 PATTERNS = (
     "none",
@@ -361,8 +363,6 @@ def make_material(
     Raises:
         ValueError: there is no colour, or there are more than four.
     """
-    from attrjax.attrworld.sdf import rotation
-
     if not 1 <= len(colours) <= 4:
         raise ValueError(f"a material has 1 to 4 colours, not {len(colours)}")
     lead = () if n is None else (n,)

@@ -152,7 +152,8 @@ def draw_materials(
         ValueError: a name is not known.
     """
     _check(names, LOOKS, "material")
-    patterns, colours = [""] * len(names), [()] * len(names)
+    patterns = [""] * len(names)
+    colours: list[tuple[str, ...]] = [()] * len(names)
 
     def make(name: str, n: int) -> Material:
         if name:

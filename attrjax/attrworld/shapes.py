@@ -432,7 +432,7 @@ def pear(u: Numbers) -> Shape:
         [
             part((0, -1 + r, 0), rounding=r),
             part((0, y, 0), rounding=neck, blend=0.55),
-            part((0.04, 0.85, 0), (0, 0, -14), radius=0.045, height=0.16, rounding=0.01),
+            part((0.03, y + neck + 0.1, 0), (0, 0, -14), radius=0.045, height=0.16, rounding=0.01),
         ],
         n=len(u),
     )

@@ -141,10 +141,10 @@ def load_pipeline(
     }
     for name in networks:
         torch_class = (index.get(name) or (None, None))[1]
-        parts[name] = _load_network(base / name, name, torch_class, options, variant, shardings)
+        parts[name] = load_component(base / name, name, torch_class, options, variant, shardings)
     for name in ("tokenizer", "tokenizer_2"):
         if name in names:
-            parts[name] = _load_tokenizer(base / name)
+            parts[name] = load_tokenizer(base / name)
     if "scheduler" in names:
         parts["scheduler"] = _read_config(base / "scheduler" / "scheduler_config.json")
     if "preprocessor" in names:
@@ -233,14 +233,29 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _load_network(
-    folder: Path,
+def load_component(
+    folder: str | Path,
     name: str,
-    torch_class: str | None,
-    options: Mapping[str, Any],
-    variant: str | None,
-    shardings: ShardingRule | None,
+    torch_class: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    variant: str | None = None,
+    shardings: ShardingRule | None = None,
 ) -> Component:
+    """Read one network from its own folder.
+
+    Args:
+        folder: with ``config.json`` and weights.
+        name: which component it is, a key of ``STEMS``.
+        torch_class: as in ``build_network``.
+        options: of the network, as in ``build_network``; None computes in float32.
+        variant, shardings: as in ``load_pipeline``.
+
+    Raises:
+        FileNotFoundError: the folder lacks its config or its weights.
+        ValueError: as ``load_pipeline``.
+    """
+    folder = Path(folder)
+    options = options or {"dtype": jnp.float32, "param_dtype": np.float32}
     start = time.perf_counter()
     config = _read_config(folder / "config.json")
     find_weights(folder, STEMS[name], variant)  # a pickle is told before shapes are worked out
@@ -259,7 +274,12 @@ def _load_network(
     return Component(module, params, config)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """Read a ``CLIPTokenizer`` from its folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no tokenizer.
+    """
     held = {path.name for path in folder.iterdir()}
     if not ({"vocab.json", "merges.txt"} <= held or "tokenizer.json" in held):
         raise FileNotFoundError(
@@ -328,29 +348,43 @@ def _write_pipeline(base: Path, pipeline: Pipeline, dtype: np.dtype, max_shard_s
         component = getattr(pipeline, name)
         if component is None:
             continue
-        torch_class = _torch_class(name, component.module)
-        config = dict(component.config)
-        if name in ("unet", "vae"):
-            index[name] = ["diffusers", torch_class]
-            config["_class_name"] = torch_class
-        else:
-            index[name] = ["transformers", torch_class]
-            config.pop("dtype", None)  # transformers 5's name of the next
-            config |= {"architectures": [torch_class], "torch_dtype": str(dtype)}
-            config.setdefault(
-                "model_type", "clip_vision_model" if name == "image_encoder" else "clip_text_model"
-            )
-        _write_config(base / name / "config.json", config)
-        save_params(base / name, STEMS[name], component.params, dtype=dtype, max_shard_size=max_shard_size)
+        library = "diffusers" if name in ("unet", "vae") else "transformers"
+        index[name] = [library, _torch_class(name, component.module)]
+        save_component(base / name, name, component, dtype=dtype, max_shard_size=max_shard_size)
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer = getattr(pipeline, name)
         if tokenizer is not None:
             index[name] = ["transformers", "CLIPTokenizer"]
-            _save_tokenizer(base / name, tokenizer)
+            save_tokenizer(base / name, tokenizer)
     if pipeline.preprocessor is not None:
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
         _write_config(base / _PREPROCESSOR, pipeline.preprocessor)
     write_json(base / "model_index.json", index)
+
+
+def save_component(
+    folder: str | Path,
+    name: str,
+    component: Component,
+    *,
+    dtype: DTypeLike = np.float32,
+    max_shard_size: int = 10 * 10**9,
+) -> None:
+    """Write one network into its own folder, which must not exist: ``config.json`` and weights.
+
+    Args, raises: as ``save_pipeline``.
+    """
+    torch_class = _torch_class(name, component.module)
+    config = dict(component.config)
+    if name in ("unet", "vae"):
+        config["_class_name"] = torch_class
+    else:
+        config.pop("dtype", None)  # transformers 5's name of the next
+        config |= {"architectures": [torch_class], "torch_dtype": str(np.dtype(dtype))}
+        config.setdefault("model_type", "clip_vision_model" if name == "image_encoder" else "clip_text_model")
+    folder = Path(folder)
+    _write_config(folder / "config.json", config)
+    save_params(folder, STEMS[name], component.params, dtype=np.dtype(dtype), max_shard_size=max_shard_size)
 
 
 def _torch_class(name: str, module: nn.Module) -> str:
@@ -360,12 +394,12 @@ def _torch_class(name: str, module: nn.Module) -> str:
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     write_json(path, dict(config))
 
 
-def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """Files of transformers' present version, and the vocabulary and merges that older ones read."""
+def save_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Write the files of transformers' present version, and those that older ones read."""
     tokenizer.save_pretrained(str(folder))
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     write_json(folder / "vocab.json", model["vocab"])

@@ -1,0 +1,74 @@
+"""What the training tasks of the world have in common: from a config and a loss to trained parameters."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from jaxtyping import Array, Key, PyTree
+
+from attrjax.parallel.mesh import make_mesh
+from attrjax.runs import check_run, use_compile_cache, write_record
+from attrjax.training import LossFn, TrainState, init_state, make_optimizer, make_step, train
+
+# What may differ in a run that goes on. With other steps the rate falls along another curve from there.
+MAY_CHANGE = ("steps", "max_seconds", "log_every", "save_every", "cache_dir", "mesh")
+
+
+def begin(config: Mapping[str, Any], workdir: str, resume: bool) -> tuple[Path, Key[Array, ""]]:
+    """The run directory, checked and recorded, and the run's root key.
+
+    Raises:
+        ValueError, FileExistsError: as ``runs.check_run``.
+    """
+    check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
+    use_compile_cache(config["cache_dir"])
+    write_record(Path(workdir), config)
+    return Path(workdir), jax.random.key(config["seed"])
+
+
+def fit(
+    config: Mapping[str, Any],
+    directory: Path,
+    root: Key[Array, ""],
+    params: PyTree,
+    loss_fn: LossFn,
+    batch_at: Callable[[int], PyTree],
+    *,
+    frozen: PyTree = None,
+    show: Callable[[int, TrainState], None] | None = None,
+) -> PyTree | None:
+    """Train as the config says.
+
+    Args:
+        config: ``steps``, ``optimizer`` (arguments of ``make_optimizer``), ``ema_decay``, ``mesh``
+            (arguments of ``make_mesh``), ``log_every``, ``save_every``, ``max_seconds`` (0 is no limit).
+        directory, root: of ``begin``.
+        params: to begin with.
+        loss_fn, batch_at, frozen: as in ``training.train``.
+        show: called at every save with the step and the state, to make pictures of it.
+
+    Returns:
+        the moving average of the parameters at the end; None where the time was up before.
+    """
+    mesh = make_mesh(**config["mesh"])
+    optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
+    result = train(
+        init_state(params, optimizer, mesh, ema=True),
+        make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"]),
+        batch_at,
+        root_key=root,
+        steps=config["steps"],
+        workdir=directory,
+        mesh=mesh,
+        frozen=frozen,
+        log_every=config["log_every"],
+        save_every=config["save_every"],
+        max_seconds=config["max_seconds"] or None,
+        every=(config["save_every"], show) if show else None,
+    )
+    if not result.finished:
+        logging.info("the time is up: go on with --resume")
+        return None
+    return jax.device_get(result.state.ema)

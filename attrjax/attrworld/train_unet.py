@@ -1,0 +1,151 @@
+"""The task ``unet``: the bundled base's denoiser, trained on captioned pictures of the world."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jaxtyping import Array, Float, Key
+
+from attrjax.attrworld.batches import DATA, INIT, rendered
+from attrjax.attrworld.fit import begin, fit
+from attrjax.attrworld.pool import pooled_at
+from attrjax.attrworld.render import Scene
+from attrjax.checkpoints.pipeline import (
+    Component,
+    Pipeline,
+    build_network,
+    load_component,
+    load_tokenizer,
+    save_component,
+)
+from attrjax.data.pictures import png_bytes
+from attrjax.diffusion.losses import denoising_loss, diffuse, draw_noise, draw_timestep
+from attrjax.diffusion.schedule import sampler_for, schedule_from_config
+from attrjax.generate import Settings, generate
+from attrjax.models.vae import scale_latents
+from attrjax.report.grid import labelled_grid
+from attrjax.runs import plain, write_whole
+from attrjax.training import TrainState
+
+ENCODED = 64  # pictures at a time
+# What is sampled while it trains: seen words, in combinations that are rare or absent.
+PROMPTS = (
+    "a red ball on a white backdrop",
+    "a wooden chair",
+    "a vase with zebra stripes",
+    "a golden star on a blue backdrop",
+    "a mug made of marble",
+    "a tower made of brick",
+    "a gear with blue and yellow stripes",
+    "a green mushroom with white dots",
+)
+
+
+def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
+    """Train the UNet on the latents of ``config.vae`` and the context of ``config.text_encoder``.
+
+    Writes ``workdir/unet`` in diffusers layout: the moving average of the weights. The loss is that of
+    ``diffusion.losses`` with min-SNR weights; a share of captions is left empty.
+
+    Raises:
+        ValueError, FileExistsError: the config does not fit itself, or the run that the directory holds.
+        FileNotFoundError: there is no autoencoder, text encoder or tokenizer where the config says.
+    """
+    directory, root = begin(config, workdir, resume)
+    vae = load_component(config["vae"], "vae")
+    text = load_component(config["text_encoder"], "text_encoder")
+    tokenizer = load_tokenizer(Path(config["tokenizer"]))
+    network, scheduler = plain(config["network"]), plain(config["scheduler"])
+    schedule = schedule_from_config(scheduler, sampler_for(scheduler))
+    module, _ = build_network("unet", network)
+    factor = vae.config["scaling_factor"]
+
+    @jax.jit
+    def encode(scenes: Scene, key: Key[Array, ""]) -> Float[Array, "m h w c"]:
+        # A few pictures at a time: all at once would hold the renderer's and the encoder's intermediates.
+        def one(batch: tuple[Scene, Key[Array, ""]]) -> Float[Array, "b h w c"]:
+            picture = rendered(batch[0], config["size"]).picture
+            moments: Any = vae.module.apply({"params": vae.params}, picture, method="encode")
+            return scale_latents(moments.sample(batch[1]), factor)
+
+        count = config["chunk"] // ENCODED
+        parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (count, ENCODED, *leaf.shape[1:])), scenes)
+        latents = jax.lax.map(one, (parts, jax.random.split(key, count)))
+        return latents.reshape(-1, *latents.shape[2:])
+
+    if config["chunk"] % ENCODED:
+        raise ValueError(f"chunk={config['chunk']} must be a multiple of {ENCODED}")
+
+    def loss_fn(
+        params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        encoded: Any = text.module.apply({"params": frozen}, batch["tokens"])
+        context = encoded.last_hidden_state
+        clean = batch["latents"]
+        keys = jax.vmap(jax.random.split)(jax.random.split(key, len(clean)))
+        t = jax.vmap(lambda k: draw_timestep(k, schedule))(keys[:, 0])
+        noise = jax.vmap(lambda k: draw_noise(k, clean.shape[1:]))(keys[:, 1])
+        noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
+        made = module.apply({"params": params}, noisy, t, jax.lax.stop_gradient(context))
+        losses = jax.vmap(
+            lambda m, c, n, s: denoising_loss(schedule, m, c, n, s, snr_gamma=config["snr_gamma"])
+        )(made, clean, noise, t)
+        return jnp.mean(losses), {}
+
+    def show(step: int, state: TrainState) -> None:
+        so_far = Component(module, jax.device_get(state.ema), network)
+        pipeline = Pipeline(
+            path=directory,
+            unet=so_far,
+            vae=vae,
+            text_encoder=text,
+            text_encoder_2=None,
+            image_encoder=None,
+            tokenizer=tokenizer,
+            tokenizer_2=None,
+            scheduler=scheduler,
+            model_index={"_class_name": "StableDiffusionPipeline"},
+            preprocessor=None,
+        )
+        settings = Settings(steps=16, guidance=config["guidance"], batch_size=len(PROMPTS))
+        pictures = generate(pipeline, PROMPTS, (0, 1), settings)
+        table = [list(pictures[i::2]) for i in range(2)]
+        columns = [prompt.removeprefix("a ").split(" on ")[0] for prompt in PROMPTS]
+        grid = labelled_grid(table, ["seed 0", "seed 1"], columns, f"step {step}")
+        write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
+
+    batch_at = pooled_at(
+        jax.random.fold_in(root, DATA),
+        encode,
+        tokenizer,
+        **{name: config[name] for name in ("batch_size", "chunk", "chunks", "reuse", "empty")},
+    )
+    params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"])
+    trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=text.params, show=show)
+    if trained is not None:
+        save_component(directory / "unet", "unet", Component(module, trained, network))
+        logging.info("wrote %s", directory / "unet")
+
+
+def _initial(module: Any, network: Mapping[str, Any], key: Key[Array, ""], init_from: str) -> Any:
+    """Weights to begin with: drawn, or those of a trained UNet of the same shape.
+
+    Raises:
+        ValueError: that UNet has another config.
+    """
+    if init_from:
+        before = load_component(init_from, "unet")
+        differs = [k for k, v in network.items() if before.config.get(k) != v]
+        if differs:
+            raise ValueError(f"the UNet in {init_from} differs in {', '.join(sorted(differs))}")
+        return before.params
+    side = network["sample_size"]
+    blank = jnp.zeros((1, side, side, network["in_channels"]))
+    context = jnp.zeros((1, 1, network["cross_attention_dim"]))
+    params = jax.jit(module.init)(key, blank, 0.0, context)["params"]
+    # The first prediction is zero: the loss begins at the variance of its target.
+    params["conv_out"] = jax.tree.map(jnp.zeros_like, params["conv_out"])
+    return params
