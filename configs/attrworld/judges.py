@@ -1,0 +1,49 @@
+"""The judges: a segmenter, a judge of shape and a judge of appearance.
+
+python -m attrjax.main --config=configs/attrworld/judges.py --workdir=runs/judges
+
+Trains on pictures that are rendered as it trains, and writes runs/judges/judges. It goes on with --resume.
+"""
+
+from ml_collections import ConfigDict
+
+from attrjax.arguments import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """All that can be set, with ``--config.NAME=VALUE``."""
+    parse_arg(arg)
+    config = ConfigDict()
+    config.task = "judges"
+    config.seed = 0
+    config.part = "all"  # or segmenter, shape or appearance alone
+    config.segmenter_from = ""  # for a part alone: a directory with a segmenter
+
+    # Each step renders rows x columns pictures, and trains on `replay` times as many: those, and others of
+    # the newest `window` steps.
+    def part(rows: int, columns: int, replay: int, steps: int, learning_rate: float) -> ConfigDict:
+        optimizer = {"learning_rate": learning_rate, "warmup": 40, "weight_decay": 0.02, "b2": 0.99}
+        return ConfigDict(
+            {
+                "rows": rows,
+                "columns": columns,
+                "replay": replay,
+                "window": 256,
+                "unnamed": 0.4,  # share of rows whose shape or material is of no family
+                "steps": steps,
+                "optimizer": ConfigDict(optimizer),
+            }
+        )
+
+    config.segmenter = part(32, 1, 2, 600, 3e-3)
+    config.shape = part(16, 2, 4, 260, 2e-3)
+    config.appearance = part(8, 4, 4, 380, 3e-3)
+    config.leak_weight = 2.0  # of the effect of the attribute that a judge must not see
+    config.ema_decay = 0.99
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+
+    config.log_every = 25
+    config.save_every = 200
+    config.max_seconds = 0  # stop and save after this time; 0 is no limit
+    config.cache_dir = "~/.cache/attrjax/jit"
+    return config
