@@ -23,8 +23,17 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8,<0.13",  # still before 1.0, and its names move
     "pillow>=11,<14",  # pictures; one major release a year, which drops deprecated names
     "safetensors>=0.8,<1",  # memory-mapped weights
+    "scipy>=1.14,<2",  # the matrix root of Fréchet distances; jax needs it too
+    "tensorboardX>=2.6.5,<3",  # metrics for TensorBoard, without TensorFlow
     "tqdm>=4.66,<5",  # progress bars
     "transformers>=5.20,<6",  # the CLIP tokenizer at run time, nothing else; 6 may move it again as 5 did
+]
+
+# The world as a data set, built and read without TensorFlow.
+TFDS = [
+    "array_record>=0.8.6,<0.9",  # the file format; still before 1.0
+    "importlib_resources>=7.1,<8",  # TFDS imports it without asking for it
+    "tensorflow-datasets>=4.9.10,<5",
 ]
 
 EXTRAS = {
@@ -36,7 +45,8 @@ EXTRAS = {
         "peft>=0.18,<0.22",  # LoRA in diffusers
         "torch>=2.6,<3",
     ],
-    "test": ["packaging>=24", "pytest>=8.3,<10", "pytest-xdist>=3.6,<4"],
+    "tfds": TFDS,
+    "test": [*TFDS, "packaging>=24", "pytest>=8.3,<10", "pytest-xdist>=3.6,<4"],
     "dev": ["mypy>=1.18,<3", "ruff>=0.14,<0.18"],  # a new minor release of ruff formats differently
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
@@ -52,7 +62,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["attrjax", "attrjax.*"]),
-    package_data={"attrjax": ["py.typed"]},
+    package_data={
+        "attrjax": ["py.typed"],
+        # The bundled base and the judges, and what they are made from.
+        "attrjax.attrworld": ["english.txt", "model_card.md", "base/*", "base/*/*", "judge_weights/*"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -41,8 +41,9 @@ def pagoda(u: Numbers) -> Shape:
                 section=SQUARE,
                 bottom=w * shrink**i,
                 top=0.2 * shrink**i,
-                height=0.13,
-                bulge=-0.1,
+                height=0.15,
+                bulge=-0.05,
+                rounding=0.02,
             )
         )
     parts.append(part((0, 0.74, 0), bottom=0.09, top=0.0, height=0.24))
