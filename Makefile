@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DELETE_ON_ERROR:
-.PHONY: help test parity lint format clean
+.PHONY: help demo test parity lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run  ## pictures from the bundled base: look at runs/demo/index.html
+	$(VENV)/bin/python -m attrjax.main --config=configs/demo.py --workdir=runs/demo --resume
+	@echo "open $(CURDIR)/runs/demo/index.html"
 
 test: $(VENV)/.test  ## set up a virtual environment, run the tests
 	$(VENV)/bin/python -m pytest -n 2 -q
@@ -27,10 +31,15 @@ clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each extra. Every package is pinned by constraints.txt, the build tool included.
+# One stamp for each extra, and .run for none. Every package is pinned by constraints.txt, the build tool included.
 $(VENV)/.test $(VENV)/.parity $(VENV)/.dev: $(VENV)/.%: $(VENV)/.created setup.py pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt setuptools
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[$*]"
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.created setup.py pyproject.toml constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt setuptools
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.created:

@@ -14,7 +14,18 @@ from ml_collections import config_flags
 from attrjax.arguments import did_you_mean, one_line
 
 # A task NAME is the function NAME(config, workdir, resume=) of the module that is listed here.
-TASKS = {"sample": "attrjax.sample"}
+TASKS = {
+    "sample": "attrjax.sample",
+    "demo": "attrjax.demo",
+    "tokenizer": "attrjax.attrworld.tokenizer",
+    "vae": "attrjax.attrworld.train_vae",
+    "clip": "attrjax.attrworld.train_clip",
+    "judges": "attrjax.attrworld.train_judges",
+    "unet": "attrjax.attrworld.train_unet",
+    "contact_sheet": "attrjax.attrworld.contact_sheet",
+    "bundle": "attrjax.attrworld.bundle",
+    "evaluate": "attrjax.attrworld.evaluate",
+}
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/sample.py:base=sd15.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory that the run writes to.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on with the run that the workdir holds.")

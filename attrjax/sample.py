@@ -15,6 +15,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from attrjax.attrworld import bundled
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
 from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
@@ -54,10 +55,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     """
     if config["dtype"] not in DTYPES:
         raise ValueError(f"dtype={config['dtype']!r} must be one of {', '.join(DTYPES)}")
-    if not config["base"]:
-        raise ValueError(
-            "config.base is empty: give a directory in diffusers layout or a Hub id, --config.base=DIR"
-        )
+    base_or_bundled(config["base"])
     check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
     jobs = make_jobs(config["prompts"], config["seeds"], read_latents(config["latents"]))
     settings = make_settings(config)
@@ -123,7 +121,8 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     if missing:
         timings["per_picture"] = round((timings["make"] - timings["compile"]) / len(missing), 3)
     write_record(directory, config, {"chosen": chosen, "timings": timings})
-    made_with = f"{config['base']} · {sampler}, {settings.steps} steps, guidance {settings.guidance:g}"
+    name = config["base"] or "the bundled base"
+    made_with = f"{name} · {sampler}, {settings.steps} steps, guidance {settings.guidance:g}"
     write_whole(directory / "grid.png", png_bytes(grid_of(jobs, paths, made_with)))
     logging.info(
         "wrote %d pictures (%.1f s each, %.1f s to compile) and %s",
@@ -139,9 +138,23 @@ def make_settings(config: Mapping[str, Any]) -> Settings:
     return settings._replace(batch_size=settings.batch_size or (1 if jax.default_backend() == "cpu" else 4))
 
 
+def base_or_bundled(base: str) -> str:
+    """A base's name as it is given, or where the bundled base is.
+
+    Raises:
+        ValueError: no name is given, and this copy of the package has no bundled base.
+    """
+    if not base and not (bundled.BASE / "model_index.json").is_file():
+        raise ValueError(
+            "config.base is empty, and this copy of attrjax has no bundled base: give a directory in "
+            "diffusers layout or a Hub id, --config.base=DIR"
+        )
+    return base or str(bundled.BASE)
+
+
 def load_base(config: Mapping[str, Any]) -> Pipeline:
     """The base model in the config's type, with its learned words."""
-    base = find_base(config["base"], config["variant"] or None)
+    base = find_base(base_or_bundled(config["base"]), config["variant"] or None)
     second = [name for name in ("text_encoder_2", "tokenizer_2") if (base / name).is_dir()]
     pipeline = load_pipeline(
         base,

@@ -1,11 +1,12 @@
-"""Pictures from prompts, with any Stable Diffusion in diffusers layout.
+"""Pictures from prompts, with the bundled base or any Stable Diffusion in diffusers layout.
 
-python -m attrjax.main --config=configs/sample.py --config.base=DIR --config.prompts='("a cat",)'
---workdir=runs/cat
+python -m attrjax.main --config=configs/sample.py --config.prompts='("a vase made of marble",)'
+--workdir=runs/vase
 
+    --config.base=DIR             another base than the bundled one: a directory in diffusers layout
     configs/sample.py:base=sd15   sd15, sd21 or sdxl from the Hub, at the size that it was trained for
 
-Writes runs/cat/samples/a-cat-0.png, ... and runs/cat/grid.png with all of them.
+Writes runs/vase/samples/a-vase-made-of-marble-0.png, ... and runs/vase/grid.png with all of them.
 """
 
 from ml_collections import ConfigDict
@@ -21,9 +22,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task = "sample"
 
     # What is in the pictures.
-    config.base = preset["base"]  # a directory in diffusers layout, or a Hub id
+    config.base = preset["base"]  # a directory in diffusers layout, or a Hub id; "" is the bundled base
     config.variant = ""  # which of its weight files: fp16 for *.fp16.safetensors
-    config.prompts = ("a photo of a cat",)  # a row of the grid each
+    config.prompts = ("a vase made of marble",)  # a row of the grid each
     config.negative_prompt = ""
     config.seeds = (0, 1, 2, 3)  # a column of the grid each
 

@@ -118,11 +118,8 @@ def test_a_mistyped_command_line_is_one_line(arguments, message, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_workdir_and_base_are_required(tmp_path):
+def test_workdir_is_required():
     assert refused(attrjax("--config=configs/sample.py"), "--workdir is missing")
-    assert refused(
-        attrjax("--config=configs/sample.py", f"--workdir={tmp_path / 'x'}"), "config.base is empty"
-    )
 
 
 def test_a_missing_base_is_named(tmp_path):

@@ -37,7 +37,7 @@ def labelled_grid(
     height, width = sizes.pop()[:2]
     shrink = min(1.0, LARGEST_CELL / max(height, width))
     # Small pictures get cells that a label is legible beside.
-    enlarge = max(1, 96 // max(height, width))
+    enlarge = max(1, 160 // max(height, width))
     cell = (max(1, round(width * shrink * enlarge)), max(1, round(height * shrink * enlarge)))
 
     text = min(22, max(13, cell[1] // 16))

@@ -1,0 +1,116 @@
+"""The demo and the contact sheet, small."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attrjax import sample
+from attrjax.attrworld import bundled
+from attrjax.attrworld.contact_sheet import (
+    CATALOGUE,
+    catalogue_scenes,
+    contact_sheet,
+    draw_combinations,
+    render_all,
+)
+from attrjax.demo import demo
+from attrjax.main import TASKS
+from configs import demo as demo_config
+from configs.attrworld import contact_sheet as contact_sheet_config
+
+PROMPTS = ["a red vase", "a vase made of brick", "a red mug", "a mug made of brick"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = demo_config.get_config()
+    config.shapes, config.materials = ("vase", "mug"), ("red", "brick")
+    config.steps, config.batch_size = 2, 4
+    config.cache_dir = str(tmp_path_factory.mktemp("cache"))
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(config, small_base, tmp_path_factory):
+    """A run, with random weights in the bundled base's place."""
+    workdir = tmp_path_factory.mktemp("runs") / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "BASE", small_base)
+        demo(config, str(workdir))
+    return workdir
+
+
+def test_the_run_has_every_picture_and_a_page_with_them(finished):
+    names = sorted(path.name for path in (finished / "samples").iterdir())
+    assert names == sorted(f"{prompt.replace(' ', '-')}-0.png" for prompt in PROMPTS)
+    assert Image.open(finished / "grid.png").width > 2 * 64
+    record = json.loads((finished / "run.json").read_text())
+    assert len(record["pictures"]) == 4 and {"load", "compile", "make"} <= record["timings"].keys()
+    text = (finished / "index.html").read_text()
+    assert text.count("<img ") == 4 and all(f'alt="{prompt}"' in text for prompt in PROMPTS)
+    for label in ("vase", "mug", "red", "brick"):
+        assert f">{label}</th>" in text
+    # That pair is held out of the bundled base's training.
+    assert text.count('class="marked"') == 1 and "never saw the 1 outlined" in text
+    assert "--config=configs/sample.py" in text and "unet" in text
+
+
+def test_a_run_goes_on_with_what_it_lacks(finished, config, small_base, monkeypatch):
+    monkeypatch.setattr(bundled, "BASE", small_base)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        demo(config, str(finished))
+    path = finished / "samples" / "a-red-mug-0.png"
+    before = path.read_bytes()
+    path.unlink()
+    demo(config, str(finished), resume=True)
+    assert path.read_bytes() == before
+
+
+def test_words_must_be_of_the_world(config, small_base, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.base, config.shapes = str(small_base), ("vaze",)
+    with pytest.raises(ValueError, match="did you mean 'vase'"):
+        demo(config, str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_no_base_is_the_bundled_one_where_that_is(small_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "BASE", small_base)
+    assert sample.base_or_bundled("") == str(small_base)
+    assert sample.base_or_bundled("org/name") == "org/name"
+    monkeypatch.setattr(bundled, "BASE", tmp_path)
+    with pytest.raises(ValueError, match="config.base is empty, and this copy of attrjax has no bundled"):
+        sample.base_or_bundled("")
+
+
+def test_tasks_are_registered():
+    assert TASKS["demo"] == "attrjax.demo" and demo_config.get_config().task == "demo"
+    assert TASKS["contact_sheet"] == contact_sheet.__module__
+
+
+def test_contact_sheets_are_written(tmp_path):
+    config = contact_sheet_config.get_config()
+    config.size, config.samples, config.cache_dir = 48, 1, ""
+    contact_sheet(config, str(tmp_path))
+    sizes = {name: Image.open(tmp_path / f"{name}.png").size for name in ("shapes", "materials", "world")}
+    assert sizes["world"] == (12 * 48, 2 * 48)
+    # Four rows of training families and two of held-out ones; labels are below.
+    assert all(width > 7 * 48 and height > 6 * 48 for width, height in (sizes["shapes"], sizes["materials"]))
+
+
+def test_each_object_is_in_the_middle_of_its_picture():
+    shapes = ["key", "pagoda", "dumbbell"]
+    scenes = catalogue_scenes(np.random.default_rng(0), shapes, ["red"] * 3, CATALOGUE)
+    for mask in render_all(scenes, 48, 1).mask > 0.5:
+        where = np.argwhere(mask)
+        assert np.abs(where.min(0) + where.max(0) - 47).max() <= 4
+        assert 0.5 < np.ptp(where, 0).max() / 48 < 0.9
+
+
+def test_neighbours_in_the_banner_have_different_backdrops():
+    shapes, materials, backdrops = draw_combinations(np.random.default_rng(0), 2, 12)
+    assert len(set(shapes)) == len(set(materials)) == 24
+    table = np.array(backdrops).reshape(2, 12, 3)
+    assert (table[:, 1:] != table[:, :-1]).any(-1).all() and (table[0] != table[1]).any(-1).all()
