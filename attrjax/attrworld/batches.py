@@ -7,20 +7,20 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from attrjax.attrworld import looks, shapes
 from attrjax.attrworld.captions import caption
 from attrjax.attrworld.render import Rendered, Scene, render
-from attrjax.attrworld.scenes import Drawn, draw_scenes, generator_of
+from attrjax.attrworld.scenes import draw_grid, draw_scenes, generator_of
 from attrjax.data.prompts import tokenize
 
 # What a run's root key is folded with, so that no two uses share random numbers.
 DATA, NOISE, INIT = range(3)
 
 
-def drawn_at(root: Key[Array, ""], step: int, n: int) -> tuple[Drawn, np.random.Generator]:
-    """Scenes of a step, the rows of this process, and the generator to draw what goes with them."""
+def generator_at(root: Key[Array, ""], step: int) -> np.random.Generator:
+    """The generator of what this process draws for a step."""
     key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-    generator = generator_of(jax.random.fold_in(key, jax.process_index()))
-    return draw_scenes(generator, n), generator
+    return generator_of(jax.random.fold_in(key, jax.process_index()))
 
 
 def scenes_at(root: Key[Array, ""], batch_size: int) -> Callable[[int], Scene]:
@@ -31,17 +31,36 @@ def scenes_at(root: Key[Array, ""], batch_size: int) -> Callable[[int], Scene]:
         batch_size: rows of all processes together.
     """
     rows = rows_here(batch_size)
-    return lambda step: drawn_at(root, step, rows)[0].scene
+    return lambda step: draw_scenes(generator_at(root, step), rows).scene
 
 
-def captioned_at(root: Key[Array, ""], batch_size: int, tokenizer: Any) -> Callable[[int], dict[str, Any]]:
-    """``batch_at`` of scenes and the tokens [n, T] of a caption of each, T being the tokenizer's length."""
-    rows, length = rows_here(batch_size), tokenizer.model_max_length
+def captioned_at(
+    root: Key[Array, ""], rows: int, columns: int, tokenizer: Any
+) -> Callable[[int], dict[str, Any]]:
+    """``batch_at`` of grids of scenes (``scenes.draw_grid``), with tokens [n, T] of a caption of each.
+
+    T is the tokenizer's length. ``shape`` and ``material`` are indices of the families of training, -1 for
+    what has no name.
+
+    Args:
+        root: the run's root key.
+        rows: shapes, of all processes together.
+        columns: materials.
+        tokenizer: transformers'.
+    """
+    rows, length = rows_here(rows), tokenizer.model_max_length
+    numbers = [{name: i for i, name in enumerate(names)} for names in (shapes.FAMILIES, looks.FAMILIES)]
 
     def batch_at(step: int) -> dict[str, Any]:
-        drawn, generator = drawn_at(root, step, rows)
+        generator = generator_at(root, step)
+        drawn = draw_grid(generator, rows, columns)
         captions = [caption(facts, generator) for facts in drawn.facts]
-        return {"scene": drawn.scene, "tokens": tokenize(tokenizer, captions, length)}
+        return {
+            "scene": drawn.scene,
+            "tokens": tokenize(tokenizer, captions, length),
+            "shape": np.array([numbers[0].get(facts.shape, -1) for facts in drawn.facts], np.int32),
+            "material": np.array([numbers[1].get(facts.material, -1) for facts in drawn.facts], np.int32),
+        }
 
     return batch_at
 

@@ -121,6 +121,19 @@ def draw_scenes(
     return Drawn(scene, facts)
 
 
+def draw_grid(generator: np.random.Generator, rows: int, columns: int) -> Drawn:
+    """Scenes of every row's shape in every column's material, row by row, of families of training.
+
+    Each scene has variants, view, light and backdrop of its own. A model that tells such scenes apart must
+    see both attributes.
+    """
+    shape_names = _draw_names(generator, rows, list(shapes.FAMILIES), UNNAMED_SHAPES)
+    material_names = _draw_names(generator, columns, list(looks.FAMILIES), UNNAMED_MATERIALS)
+    pairs = [(s, _seen(s, m)) for s in shape_names for m in material_names]
+    names, materials = zip(*pairs, strict=True)
+    return draw_scenes(generator, len(pairs), shape_names=names, material_names=materials)
+
+
 def unseen(shape: str, material: str) -> bool:
     """Whether a pair of named families is held out: about one in eight, in no picture of training."""
     return bool(shape and material) and zlib.crc32(f"{shape} {material}".encode()) % 8 == 0

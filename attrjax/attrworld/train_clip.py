@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
+from attrjax.attrworld import looks, shapes
 from attrjax.attrworld.batches import INIT, captioned_at, rendered
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.fit import begin, fit
@@ -26,13 +28,20 @@ from attrjax.runs import plain, write_record
 # exp(scale) is at most this, as in CLIP.
 LARGEST_SCALE = 100.0
 MEASURED = 1000
+# Logits of an embedding of length 1 and a classifier's column of length 1 reach this.
+HEAD_SCALE = 16.0
+FAMILIES = {"shape": len(shapes.FAMILIES), "material": len(looks.FAMILIES)}
 
 
 def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
     """Train both towers and write them to ``workdir/text_encoder`` and ``workdir/image_encoder``.
 
     The loss is CLIP's (Radford et al. 2021, figure 3): in a batch of n pictures and captions, which caption
-    belongs to which picture, and the reverse.
+    belongs to which picture, and the reverse. A batch is a grid of shapes and materials, for in batches at
+    random material and backdrop tell nearly all pictures apart, and the towers learn to see nothing else. For
+    the same reason classifiers are to find the families in each tower's embeddings. Words are learned long
+    before shapes in pictures, and the contrast alone makes the text tower forget what pictures do not yet
+    answer, so that its weight is the larger one.
 
     Raises:
         ValueError, FileExistsError: the config does not fit itself, or the run that the directory holds.
@@ -64,8 +73,14 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         logits = scale * images @ texts.T
         right = jnp.arange(len(logits))
         chosen = [jax.nn.log_softmax(logits, axis)[right, right] for axis in (0, 1)]
-        found = jnp.mean(jnp.argmax(logits, 1) == right)
-        return -jnp.mean(chosen[0] + chosen[1]) / 2, {"found": found, "scale": scale}
+        metrics = {"found": jnp.mean(jnp.argmax(logits, 1) == right), "scale": scale}
+        loss = -jnp.mean(chosen[0] + chosen[1]) / 2
+        for name in FAMILIES:
+            for tower, embeds in (("image", images), ("text", texts)):
+                known = f"{name}_in_{tower}"
+                entropy, metrics[known] = classified(embeds, params[known], batch[name])
+                loss = loss + config[f"family_weight_{tower}"] * entropy
+        return loss, metrics
 
     keys = jax.random.split(jax.random.fold_in(root, INIT), 2)
     blank = jnp.zeros((1, vision.image_size, vision.image_size, 3))
@@ -73,23 +88,39 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         "text": jax.jit(text.init)(keys[0], jnp.zeros((1, 4), jnp.int32))["params"],
         "vision": jax.jit(vision.init)(keys[1], blank)["params"],
         "scale": jnp.log(jnp.float32(14.0)),
+        **{
+            f"{name}_in_{tower}": jnp.zeros((vision_config["projection_dim"], count))
+            for name, count in FAMILIES.items()
+            for tower in ("image", "text")
+        },
     }
-    batch_at = captioned_at(root, config["batch_size"], tokenizer)
+    batch_at = captioned_at(root, config["rows"], config["columns"], tokenizer)
     trained = fit(config, directory, root, params, loss_fn, batch_at)
     if trained is None:
         return
     # Batches after the last step's are of scenes that it was not trained on.
-    count = max(1, MEASURED // config["batch_size"])
-    measured = jax.jit(loss_fn)
-    found = [float(measured(trained, batch_at(config["steps"] + i), root)[1]["found"]) for i in range(count)]
+    among = config["rows"] * config["columns"]
+    measured = jax.jit(lambda params, batch: loss_fn(params, batch, root)[1])
+    seen = [measured(trained, batch_at(config["steps"] + i)) for i in range(max(1, MEASURED // among))]
+    results = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}
     save_component(directory / "text_encoder", "text_encoder", Component(text, trained["text"], text_config))
     save_component(
         directory / "image_encoder", "image_encoder", Component(vision, trained["vision"], vision_config)
     )
     save_tokenizer(directory / "tokenizer", tokenizer)
-    results = {"caption_found": float(np.mean(found)), "among": config["batch_size"]}
-    write_record(directory, config, {"results": results})
-    logging.info("finds the caption of a picture among %(among)d in %(caption_found).3f of cases", results)
+    write_record(directory, config, {"results": {"among": among, **results}})
+    logging.info("among %d captions, and the families of both towers: %s", among, results)
+
+
+def classified(
+    embeds: Float[Array, "n p"], head: Float[Array, "p families"], family: Int[Array, " n"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy of the families of embeddings of length 1, and the share that is found; -1 has none."""
+    logits = HEAD_SCALE * embeds @ head
+    named = family >= 0
+    count = jnp.maximum(named.sum(), 1)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(family, 0))
+    return (entropy * named).sum() / count, ((logits.argmax(-1) == family) & named).sum() / count
 
 
 def unit(x: Float[Array, "n p"]) -> Float[Array, "n p"]:

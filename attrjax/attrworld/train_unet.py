@@ -91,7 +91,7 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
         made = module.apply({"params": params}, noisy, t, jax.lax.stop_gradient(context))
         losses = jax.vmap(
-            lambda m, c, n, s: denoising_loss(schedule, m, c, n, s, snr_gamma=config["snr_gamma"])
+            lambda m, c, n, s: denoising_loss(schedule, m, c, n, s, snr_gamma=config["snr_gamma"] or None)
         )(made, clean, noise, t)
         return jnp.mean(losses), {}
 
@@ -112,9 +112,8 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         )
         settings = Settings(steps=16, guidance=config["guidance"], batch_size=len(PROMPTS))
         pictures = generate(pipeline, PROMPTS, (0, 1), settings)
-        table = [list(pictures[i::2]) for i in range(2)]
-        columns = [prompt.removeprefix("a ").split(" on ")[0] for prompt in PROMPTS]
-        grid = labelled_grid(table, ["seed 0", "seed 1"], columns, f"step {step}")
+        table = [list(pictures[i : i + 2]) for i in range(0, len(pictures), 2)]
+        grid = labelled_grid(table, PROMPTS, ["seed 0", "seed 1"], f"step {step}")
         write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
 
     batch_at = pooled_at(

@@ -26,8 +26,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         tower | {"num_hidden_layers": 4, "hidden_act": "quick_gelu", "image_size": 64, "patch_size": 8}
     )
 
-    config.batch_size = 96
-    config.steps = 450
+    # A batch is every one of so many shapes in every one of so many materials.
+    config.rows = 12
+    config.columns = 8
+    # Of finding shape and material in each tower's embeddings, beside the contrast's weight of 1.
+    config.family_weight_text = 1.0
+    config.family_weight_image = 0.5
+    config.steps = 750
     config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup": 50, "weight_decay": 0.05, "b2": 0.98})
     config.ema_decay = 0.98
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})

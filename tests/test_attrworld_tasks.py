@@ -1,0 +1,117 @@
+"""From nothing to a base: every training task, tiny, through the command line's own entry."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from attrjax.attrworld.bundle import bundle
+from attrjax.attrworld.bundled import BASE
+from attrjax.attrworld.pool import pooled_at
+from attrjax.attrworld.scenes import unseen
+from attrjax.attrworld.train_clip import clip
+from attrjax.attrworld.train_unet import unet
+from attrjax.attrworld.train_vae import vae
+from attrjax.checkpoints.pipeline import load_pipeline, load_tokenizer
+from configs.attrworld import bundle as bundle_config
+from configs.attrworld import clip as clip_config
+from configs.attrworld import unet as unet_config
+from configs.attrworld import vae as vae_config
+
+TOKENIZER = str(BASE / "tokenizer")
+SHORT = {"steps": 2, "log_every": 1, "save_every": 2, "cache_dir": "", "ema_decay": 0.5}
+
+
+def short(config: ConfigDict, **changes) -> ConfigDict:
+    config.update({**SHORT, **changes})
+    config.optimizer.warmup = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Run directories of all parts, of networks of a few thousand parameters."""
+    runs = tmp_path_factory.mktemp("runs")
+    small = short(vae_config.get_config(), batch_size=2, size=32)
+    small.network.update({"block_out_channels": (8, 8, 16), "norm_num_groups": 4, "latent_channels": 4})
+    vae(small, str(runs / "vae"))
+    small = short(clip_config.get_config(), rows=2, columns=2, tokenizer=TOKENIZER)
+    for tower in (small.text, small.vision):
+        tower.update({"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2})
+        tower.update({"num_hidden_layers": 1, "projection_dim": 8})
+    small.vision.update({"image_size": 32, "patch_size": 16})
+    small.size = 32
+    clip(small, str(runs / "clip"))
+    small = short(unet_config.get_config(), batch_size=4, size=32, chunk=64, chunks=2)
+    small.update({"vae": str(runs / "vae/vae"), "text_encoder": str(runs / "clip/text_encoder")})
+    small.tokenizer = str(runs / "clip/tokenizer")
+    small.network.update({"block_out_channels": (8, 8, 16), "norm_num_groups": 4, "attention_head_dim": 2})
+    small.network.update({"cross_attention_dim": 16, "sample_size": 8, "in_channels": 4, "out_channels": 4})
+    unet(small, str(runs / "unet"))
+    return runs
+
+
+def test_trained_parts_make_a_base(trained, tmp_path):
+    config = bundle_config.get_config()
+    config.update({"vae": str(trained / "vae/vae"), "unet": str(trained / "unet/unet")})
+    config.update(
+        {name: str(trained / "clip" / name) for name in ("text_encoder", "image_encoder", "tokenizer")}
+    )
+    bundle(config, str(tmp_path / "bundle"))
+    pipeline = load_pipeline(tmp_path / "bundle/base")
+    assert pipeline.vae.config["scaling_factor"] > 0
+    assert pipeline.unet.config["cross_attention_dim"] == pipeline.text_encoder.config["hidden_size"]
+    assert (tmp_path / "bundle/base/README.md").exists()
+
+
+@pytest.mark.parametrize("part", ["vae", "clip", "unet"])
+def test_a_run_has_its_config_and_its_metrics(trained, part):
+    lines = [json.loads(line) for line in (trained / part / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert json.loads((trained / part / "run.json").read_text())["config"]["task"] == part
+
+
+def test_pictures_are_made_as_it_trains(trained):
+    assert (trained / "vae/pictures/step-000002.png").exists()
+    assert (trained / "unet/pictures/step-000002.png").exists()
+
+
+def batches(**changes):
+    def encode(scenes, key):
+        return np.asarray(scenes.zoom)[:, None, None, None] + 0 * np.asarray(jax.random.normal(key))
+
+    settings = {"batch_size": 6, "chunk": 8, "chunks": 3, "reuse": 3.0, "empty": 0.2} | changes
+    return pooled_at(jax.random.key(1), encode, load_tokenizer(BASE / "tokenizer"), **settings)
+
+
+def test_a_batch_of_the_pool_depends_on_its_step_alone():
+    in_order = batches()
+    expected = [in_order(step) for step in range(20)][19]
+    at_once = batches()(19)
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], at_once[name])
+
+
+def test_the_pool_forgets_old_pictures_and_brings_new_ones():
+    pool = batches()
+    zooms = [set(pool(step)["latents"].ravel().tolist()) for step in range(40)]
+    assert not zooms[0] & zooms[39]
+    assert len(set().union(*zooms)) > 8
+
+
+def test_empty_captions_are_as_many_as_asked_for():
+    tokens = batches(batch_size=400)(0)["tokens"]
+    empty = np.mean(tokens[:, 1] == tokens[0, -1])
+    assert 0.14 < empty < 0.26
+
+
+def test_impossible_pools_are_refused():
+    with pytest.raises(ValueError, match="reuse"):
+        batches(reuse=0.5)
+
+
+def test_a_pair_that_is_held_out_has_both_names():
+    assert not unseen("", "red") and not unseen("ball", "")
