@@ -401,6 +401,11 @@ def _write_config(path: Path, config: Mapping[str, Any]) -> None:
 def save_tokenizer(folder: Path, tokenizer: Any) -> None:
     """Write the files of transformers' present version, and those that older ones read."""
     tokenizer.save_pretrained(str(folder))
+    # How it was loaded is written down with it, and is nothing that the next reader should be told.
+    config = read_json(folder / "tokenizer_config.json")
+    for key in ("is_local", "local_files_only"):
+        config.pop(key, None)
+    write_json(folder / "tokenizer_config.json", config)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     write_json(folder / "vocab.json", model["vocab"])
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
