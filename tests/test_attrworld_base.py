@@ -33,7 +33,7 @@ def test_the_base_is_whole_and_small_enough_to_ship(pipeline):
 
 def test_the_autoencoder_reconstructs_pictures_that_it_has_not_seen(pipeline):
     pictures = seen(draw_scenes(np.random.default_rng(77), 64))
-    assert reconstruction(pipeline, pictures) >= 27.0
+    assert reconstruction(pipeline, pictures) >= 29.0
 
 
 def test_judges_find_the_materials_that_64_prompts_name(pipeline):
@@ -45,7 +45,7 @@ def test_judges_find_the_materials_that_64_prompts_name(pipeline):
     prompts = [prompt(*pair) for pair in pairs]
     made = generate(pipeline, prompts, [0], settings, latents=noise.astype(np.float32))
     shares = found(load_judges(), made, pairs, "made")
-    assert shares["material_found_in_made"] >= 0.6
+    assert shares["material_found_in_made"] >= 0.7
 
 
 def test_pictures_are_what_is_asked_for_and_not_one_picture(pipeline):

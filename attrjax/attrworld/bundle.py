@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from attrjax.checkpoints.files import read_json, write_json
 from attrjax.checkpoints.pipeline import STEMS, Pipeline, load_component, load_tokenizer, save_pipeline
 from attrjax.models.clip_vision import PIXEL_MEAN, PIXEL_STD
 from attrjax.runs import check_run, plain, write_record
@@ -28,6 +29,13 @@ def bundle(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     """
     check_run(workdir, config, resume=resume, may_change=())
     networks = {name: load_component(config[name], name) for name in STEMS if name in config}
+    # Pipelines of torch diffusers take the first output of the text encoder for the context, and with a
+    # projection that is another one.
+    text = networks["text_encoder"]
+    networks["text_encoder"] = text._replace(
+        module=text.module.clone(projection_dim=None),
+        params={name: leaf for name, leaf in text.params.items() if name != "text_projection"},
+    )
     size = networks["image_encoder"].config["image_size"]
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
@@ -53,6 +61,10 @@ def bundle(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     )
     base = Path(workdir) / "base"
     save_pipeline(base, pipeline, dtype=np.float16)
+    for name in ("text_encoder", "image_encoder"):
+        # transformers computes in the type that is named here, diffusers in float32 whatever the files hold.
+        path = base / name / "config.json"
+        write_json(path, read_json(path) | {"torch_dtype": "float32"})
     (base / "README.md").write_text(CARD.read_text())
     total = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
     if total > LARGEST:

@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "timestep_spacing": "trailing",
             "clip_sample": False,
             "set_alpha_to_one": True,
-            "steps_offset": 0,
+            "steps_offset": 1,  # torch's pipeline asks for 1; trailing timesteps have no use for it
         }
     )
     # gamma of min-SNR weights; 0 for none. With velocities min-SNR all but ignores noisy timesteps, in which
