@@ -14,7 +14,7 @@ from attrjax.attrworld.scenes import unseen
 from attrjax.attrworld.train_clip import clip
 from attrjax.attrworld.train_unet import unet
 from attrjax.attrworld.train_vae import vae
-from attrjax.checkpoints.pipeline import load_pipeline, load_tokenizer
+from attrjax.checkpoints.pipeline import load_component, load_pipeline, load_tokenizer
 from configs.attrworld import bundle as bundle_config
 from configs.attrworld import clip as clip_config
 from configs.attrworld import unet as unet_config
@@ -30,6 +30,18 @@ def short(config: ConfigDict, **changes) -> ConfigDict:
     return config
 
 
+def small_clip() -> ConfigDict:
+    small = short(clip_config.get_config(), rows=2, columns=2, tokenizer=TOKENIZER)
+    small.reading.update({"batch_size": 4, "steps": 2})
+    small.reading.optimizer.warmup = 1
+    for tower in (small.text, small.vision):
+        tower.update({"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2})
+        tower.update({"num_hidden_layers": 1, "projection_dim": 8})
+    small.vision.update({"image_size": 32, "patch_size": 16})
+    small.size = 32
+    return small
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Run directories of all parts, of networks of a few thousand parameters."""
@@ -37,13 +49,7 @@ def trained(tmp_path_factory):
     small = short(vae_config.get_config(), batch_size=2, size=32)
     small.network.update({"block_out_channels": (8, 8, 16), "norm_num_groups": 4, "latent_channels": 4})
     vae(small, str(runs / "vae"))
-    small = short(clip_config.get_config(), rows=2, columns=2, tokenizer=TOKENIZER)
-    for tower in (small.text, small.vision):
-        tower.update({"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2})
-        tower.update({"num_hidden_layers": 1, "projection_dim": 8})
-    small.vision.update({"image_size": 32, "patch_size": 16})
-    small.size = 32
-    clip(small, str(runs / "clip"))
+    clip(small_clip(), str(runs / "clip"))
     small = short(unet_config.get_config(), batch_size=4, size=32, chunk=64, chunks=2)
     small.update({"vae": str(runs / "vae/vae"), "text_encoder": str(runs / "clip/text_encoder")})
     small.tokenizer = str(runs / "clip/tokenizer")
@@ -66,12 +72,27 @@ def test_trained_parts_make_a_base(trained, tmp_path):
     assert (tmp_path / "bundle/base/README.md").exists()
 
 
-@pytest.mark.parametrize("part", ["vae", "clip", "unet"])
-def test_a_run_has_its_config_and_its_metrics(trained, part):
-    lines = [json.loads(line) for line in (trained / part / "metrics.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize(
+    ("task", "part"), [("vae", ""), ("clip", "reading"), ("clip", "contrast"), ("unet", "")]
+)
+def test_a_run_has_its_config_and_its_metrics(trained, task, part):
+    lines = [json.loads(line) for line in (trained / task / part / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line["loss"]) for line in lines)
-    assert json.loads((trained / part / "run.json").read_text())["config"]["task"] == part
+    assert json.loads((trained / task / "run.json").read_text())["config"]["task"] == task
+
+
+def test_the_contrast_changes_the_projection_of_texts_and_not_what_the_unet_reads(trained, tmp_path):
+    config = small_clip()
+    config.optimizer.learning_rate *= 3
+    clip(config, str(tmp_path / "clip"))
+    here, there = (
+        load_component(path / "text_encoder", "text_encoder").params
+        for path in (trained / "clip", tmp_path / "clip")
+    )
+    jax.tree.map(np.testing.assert_array_equal, here["text_model"], there["text_model"])
+    kernels = [params["text_projection"]["kernel"] for params in (here, there)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
 
 
 def test_pictures_are_made_as_it_trains(trained):

@@ -107,15 +107,11 @@ def test_the_combinations_of_splits_are_disjoint_and_every_family_is_in_each():
     assert sum(map(len, seen)) == len(words.SHAPES) * len(words.MATERIALS)
     for split in ("train", "validation"):
         shapes, materials = zip(*SPLITS[split], strict=True)
-        assert set(shapes) <= set(words.TRAIN_SHAPES) and set(materials) <= set(words.TRAIN_MATERIALS)
-        if split == "train":
-            # Pairs are held out by a hash: no family may be much rarer in training for it.
-            assert min(shapes.count(name) for name in words.TRAIN_SHAPES) >= 0.75 * len(words.TRAIN_MATERIALS)
-            assert min(materials.count(name) for name in words.TRAIN_MATERIALS) >= 0.75 * len(
-                words.TRAIN_SHAPES
-            )
-        else:
-            assert len(set(shapes)) > 0.8 * len(words.TRAIN_SHAPES)
+        assert set(shapes) == set(words.TRAIN_SHAPES) and set(materials) == set(words.TRAIN_MATERIALS)
+        # No family is much rarer than another.
+        for names in (shapes, materials):
+            counts = [names.count(name) for name in set(names)]
+            assert max(counts) - min(counts) <= 1
 
 
 def test_captions_name_what_is_there_and_nothing_that_is_held_out(built):

@@ -1,6 +1,7 @@
 """Batches of the world for training: scenes from the host, rendered on the device."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,13 +9,23 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from attrjax.attrworld import looks, shapes
-from attrjax.attrworld.captions import caption
+from attrjax.attrworld.captions import Facts, caption
 from attrjax.attrworld.render import Rendered, Scene, render
-from attrjax.attrworld.scenes import draw_grid, draw_scenes, generator_of
+from attrjax.attrworld.scenes import BACKDROPS, LIGHTS, draw_grid, draw_scenes, generator_of
 from attrjax.data.prompts import tokenize
 
 # What a run's root key is folded with, so that no two uses share random numbers.
 DATA, NOISE, INIT = range(3)
+# What captions tell, and what each of it may be in training; "" is none of them.
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "shape": tuple(shapes.FAMILIES),
+    "material": tuple(looks.FAMILIES),
+    "backdrop": tuple(BACKDROPS),
+    "light": tuple(LIGHTS),
+    "view": ("level", "above"),
+    "finish": ("matte", "glossy"),
+}
+_INDICES = {what: {name: i for i, name in enumerate(names)} for what, names in NAMES.items()}
 
 
 def generator_at(root: Key[Array, ""], step: int) -> np.random.Generator:
@@ -34,12 +45,29 @@ def scenes_at(root: Key[Array, ""], batch_size: int) -> Callable[[int], Scene]:
     return lambda step: draw_scenes(generator_at(root, step), rows).scene
 
 
+def told_at(root: Key[Array, ""], batch_size: int, tokenizer: Any) -> Callable[[int], dict[str, Any]]:
+    """``batch_at`` of captions of scenes at random, without the scenes: as ``captioned_at`` else.
+
+    Args:
+        root: the run's root key.
+        batch_size: captions of all processes together.
+        tokenizer: transformers'.
+    """
+    rows = rows_here(batch_size)
+
+    def batch_at(step: int) -> dict[str, Any]:
+        generator = generator_at(root, step)
+        return _told(draw_scenes(generator, rows).facts, generator, tokenizer)
+
+    return batch_at
+
+
 def captioned_at(
     root: Key[Array, ""], rows: int, columns: int, tokenizer: Any
 ) -> Callable[[int], dict[str, Any]]:
     """``batch_at`` of grids of scenes (``scenes.draw_grid``), with tokens [n, T] of a caption of each.
 
-    T is the tokenizer's length. ``shape`` and ``material`` are indices of the families of training, -1 for
+    T is the tokenizer's length. Each name of ``NAMES`` is an array of indices into what it may be, -1 for
     what has no name.
 
     Args:
@@ -48,21 +76,29 @@ def captioned_at(
         columns: materials.
         tokenizer: transformers'.
     """
-    rows, length = rows_here(rows), tokenizer.model_max_length
-    numbers = [{name: i for i, name in enumerate(names)} for names in (shapes.FAMILIES, looks.FAMILIES)]
+    rows = rows_here(rows)
 
     def batch_at(step: int) -> dict[str, Any]:
         generator = generator_at(root, step)
         drawn = draw_grid(generator, rows, columns)
-        captions = [caption(facts, generator) for facts in drawn.facts]
-        return {
-            "scene": drawn.scene,
-            "tokens": tokenize(tokenizer, captions, length),
-            "shape": np.array([numbers[0].get(facts.shape, -1) for facts in drawn.facts], np.int32),
-            "material": np.array([numbers[1].get(facts.material, -1) for facts in drawn.facts], np.int32),
-        }
+        return {"scene": drawn.scene, **_told(drawn.facts, generator, tokenizer)}
 
     return batch_at
+
+
+def _told(facts: Sequence[Facts], generator: np.random.Generator, tokenizer: Any) -> dict[str, Any]:
+    captions = [caption(one, generator) for one in facts]
+    labels = {
+        name: np.array([_INDICES[name].get(getattr(one, name), -1) for one in facts], np.int32)
+        for name in NAMES
+    }
+    return {"tokens": tokenize(tokenizer, captions, tokenizer.model_max_length), **labels}
+
+
+def slices(tree: Any, count: int) -> Iterator[Any]:
+    """A tree of arrays with one leading axis, ``count`` rows at a time; the last may have fewer."""
+    for first in range(0, len(jax.tree.leaves(tree)[0]), count):
+        yield jax.tree.map(operator.itemgetter(slice(first, first + count)), tree)
 
 
 def rows_here(batch_size: int) -> int:

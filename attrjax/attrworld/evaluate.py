@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from attrjax.attrworld import looks, shapes
+from attrjax.attrworld.batches import slices
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.captions import caption, prompt
 from attrjax.attrworld.fit import begin
@@ -32,6 +33,7 @@ from attrjax.attrworld.render import render_batch
 from attrjax.attrworld.scenes import Drawn, draw_scenes, generator_of, unseen
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
+from attrjax.data.prompts import text_encoder
 from attrjax.generate import Job, Settings, make_pictures
 from attrjax.models.vae import AutoencoderKL
 from attrjax.report.grid import labelled_grid
@@ -72,6 +74,7 @@ def evaluate(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -
     results["frechet_distance"] = frechet_distance(features[0], features[1])
     results["frechet_distance_of_renders"] = frechet_distance(features[2], features[1])
     results["psnr_of_autoencoder"] = reconstruction(pipeline, true)
+    results |= {f"{name}_share_of_context": share for name, share in context_shares(pipeline).items()}
     write_record(directory, config, {"results": results})
 
     grid = grid_of(pairs, made)
@@ -110,10 +113,7 @@ def make(
 
 def seen(drawn: Drawn) -> UInt8[np.ndarray, "n 64 64 3"]:
     """Scenes as pictures."""
-    parts = []
-    for first in range(0, len(drawn.facts), AT_ONCE):
-        some = jax.tree.map(lambda leaf: leaf[first : first + AT_ONCE], drawn.scene)  # noqa: B023
-        parts.append(np.asarray(render_batch(some).picture))
+    parts = [np.asarray(render_batch(some).picture) for some in slices(drawn.scene, AT_ONCE)]
     return np.round(255 * np.concatenate(parts)).astype(np.uint8)
 
 
@@ -144,6 +144,24 @@ def found(
     return {f"{name}_found_in_{what}": float(np.mean(share)) for name, share in shares.items()}
 
 
+def context_shares(pipeline: Pipeline) -> dict[str, float]:
+    """Of the variance of the context over all pairs of training families, the share of each attribute.
+
+    A UNet cannot draw what its context does not tell. Prompts are those of ``captions.prompt``; the share of
+    an attribute is the variance of its families' means, as in an analysis of variance.
+    """
+    kinds = tuple(shapes.FAMILIES), tuple(looks.FAMILIES)
+    encode = text_encoder(pipeline)
+    contexts = [encode([prompt(s, m) for m in kinds[1]]).context for s in kinds[0]]
+    x = np.stack([np.asarray(context).reshape(len(kinds[1]), -1) for context in contexts])
+    x = x - x.mean((0, 1))
+    total = (x**2).sum(-1).mean()
+    return {
+        "shape": float((x.mean(1) ** 2).sum(-1).mean() / total),
+        "material": float((x.mean(0) ** 2).sum(-1).mean() / total),
+    }
+
+
 def as_seen(pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w 3"]:
     """Pictures in [-1, 1], as the networks read them."""
     return pictures.astype(np.float32) / 127.5 - 1
@@ -169,8 +187,8 @@ def reconstruction(pipeline: Pipeline, pictures: UInt8[np.ndarray, "n h w 3"]) -
     assert isinstance(module, AutoencoderKL)
     through = jax.jit(lambda x: module.apply({"params": params}, x))
     values = []
-    for first in range(0, len(pictures), AT_ONCE):
-        picture = as_seen(pictures[first : first + AT_ONCE])
+    for some in slices(pictures, AT_ONCE):
+        picture = as_seen(some)
         error = np.mean((np.clip(through(picture), -1, 1) - picture) ** 2, axis=(1, 2, 3))
         values.append(10 * np.log10(4 / error))
     return float(np.concatenate(values).mean())

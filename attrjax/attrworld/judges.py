@@ -121,7 +121,11 @@ class AppearanceJudge(nn.Module):
         x = nn.silu(LayerNorm(name="norm_out")(x))
         x = nn.silu(Linear(2 * self.width, name="expand")(x))
         mean = (weight * x).sum((1, 2))
-        spread = jnp.sqrt((weight * (x - mean[:, None, None]) ** 2).sum((1, 2)) + 1e-4)
+        # A thin shape has few places, which vary less around their own mean: the estimate without bias does
+        # not tell how many there were.
+        variance = (weight * (x - mean[:, None, None]) ** 2).sum((1, 2))
+        variance = variance / jnp.maximum(1 - (weight**2).sum((1, 2)), 0.1)
+        spread = jnp.sqrt(variance + 1e-4)
         y = nn.silu(Linear(2 * self.width, name="pool")(jnp.concatenate([mean, spread], -1)))
         embedding = _unit(Linear(self.features, name="embed")(y))
         return embedding, 16 * Linear(self.families, name="head")(embedding)

@@ -162,7 +162,7 @@ def _trace(shape: Shape, eye, ray, pixel):
     # The first round moves by nothing and measures where the ray begins; its zero distance is not counted.
     t, d, _, _ = step(0, carry)
     _, _, best, best_t = lax.fori_loop(0, TRACE_STEPS, step, (t, d, far, start))
-    return best_t, jnp.where(gap < BOUND**2, jnp.clip(1.25 - best, 0, 1), 0)
+    return best_t, jnp.where(gap < BOUND**2, jnp.clip(1 - best, 0, 1), 0)
 
 
 def _normal(shape: Shape, point, width):

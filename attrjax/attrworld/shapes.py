@@ -499,8 +499,8 @@ def composition(generator: np.random.Generator, n: int) -> Shape:
                 mirror_x=False,
             )
         )
-    for i in range(n and len(parts)):
-        parts[i]["mirror_x"] = (generator.random(n) > 0.5).astype(np.float32)
+    for one in parts:
+        one["mirror_x"] = (generator.random(n) > 0.5).astype(np.float32)
     u = generator.random((n, 4))
     hole = part(
         (between(u[:, 0], -0.4, 0.4), between(u[:, 1], -0.6, 0.4), 0),

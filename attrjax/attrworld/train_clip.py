@@ -11,8 +11,7 @@ import optax
 from absl import logging
 from jaxtyping import Array, Float, Int, Key
 
-from attrjax.attrworld import looks, shapes
-from attrjax.attrworld.batches import INIT, captioned_at, rendered
+from attrjax.attrworld.batches import DATA, INIT, NAMES, NOISE, captioned_at, rendered, told_at
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.fit import begin, fit
 from attrjax.checkpoints.pipeline import (
@@ -27,21 +26,25 @@ from attrjax.runs import plain, write_record
 
 # exp(scale) is at most this, as in CLIP.
 LARGEST_SCALE = 100.0
-MEASURED = 1000
+MEASURED = 1000  # examples
 # Logits of an embedding of length 1 and a classifier's column of length 1 reach this.
 HEAD_SCALE = 16.0
-FAMILIES = {"shape": len(shapes.FAMILIES), "material": len(looks.FAMILIES)}
+PROJECTION = "text_projection"
+# What the run's key is folded with for its two halves.
+READING, CONTRAST = (1 + max(DATA, NOISE, INIT) + i for i in range(2))
 
 
 def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
     """Train both towers and write them to ``workdir/text_encoder`` and ``workdir/image_encoder``.
 
-    The loss is CLIP's (Radford et al. 2021, figure 3): in a batch of n pictures and captions, which caption
-    belongs to which picture, and the reverse. A batch is a grid of shapes and materials, for in batches at
-    random material and backdrop tell nearly all pictures apart, and the towers learn to see nothing else. For
-    the same reason classifiers are to find the families in each tower's embeddings. Words are learned long
-    before shapes in pictures, and the contrast alone makes the text tower forget what pictures do not yet
-    answer, so that its weight is the larger one.
+    The text tower is first taught to read: classifiers are to find in its embedding what a caption tells.
+    Then its transformer is locked, and the image tower and both projections learn CLIP's contrast (Radford et
+    al. 2021, figure 3; with a locked tower it is that of Zhai et al. 2022, LiT, with the roles exchanged): in
+    a batch of n pictures and captions, which caption belongs to which picture, and the reverse. Contrast
+    alone does not teach this text tower to read: words are learned long before shapes in pictures, and what
+    pictures do not answer yet is forgotten. A batch is a grid of shapes and materials, for in batches at
+    random material and backdrop tell nearly all pictures apart, and the image tower learns to see nothing
+    else; for the same reason classifiers are to find the families in its embeddings too.
 
     Raises:
         ValueError, FileExistsError: the config does not fit itself, or the run that the directory holds.
@@ -58,58 +61,94 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     vision_config, size = plain(config["vision"]), config["size"]
     text, _ = build_network("text_encoder", text_config, "CLIPTextModelWithProjection")
     vision, _ = build_network("image_encoder", vision_config, "CLIPVisionModelWithProjection")
+    width = vision_config["projection_dim"]
+    keys = jax.random.split(jax.random.fold_in(root, INIT), 2)
 
-    def embed(params: Any, batch: dict[str, Any]) -> tuple[Float[Array, "n p"], Float[Array, "n p"]]:
-        pixels = preprocess((rendered(batch["scene"], size).picture + 1) / 2, vision.image_size)
-        images: Any = vision.apply({"params": params["vision"]}, pixels)
-        texts: Any = text.apply({"params": params["text"]}, batch["tokens"])
-        return unit(images.image_embeds), unit(texts.text_embeds)
+    def read(params: Any, tokens: Int[Array, "n t"]) -> Float[Array, "n p"]:
+        texts: Any = text.apply({"params": params}, tokens)
+        return unit(texts.text_embeds)
 
-    def loss_fn(
+    def reading_loss(
         params: Any, batch: dict[str, Any], _: Key[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        images, texts = embed(params, batch)
+        embeds = read(params["text"], batch["tokens"])
+        entropies, metrics = _all_classified(embeds, params["heads"], batch)
+        return sum(entropies.values(), start=jnp.float32(0)), metrics
+
+    reading = {**plain(config), **plain(config["reading"])}
+    begun = {
+        "text": jax.jit(text.init)(keys[0], jnp.zeros((1, 4), jnp.int32))["params"],
+        "heads": {name: jnp.zeros((width, len(known))) for name, known in NAMES.items()},
+    }
+    key = jax.random.fold_in(root, READING)
+    told = told_at(key, reading["batch_size"], tokenizer)
+    params = fit(reading, directory / "reading", key, begun, reading_loss, told)
+    if params is None:
+        return
+    read_by = {name: float(value) for name, value in _measured(reading_loss, params, told, reading).items()}
+    logging.info("of fresh captions the text tower tells: %s", read_by)
+    save_component(directory / "text_encoder", "text_encoder", Component(text, params["text"], text_config))
+    save_tokenizer(directory / "tokenizer", tokenizer)
+    locked = {name: leaf for name, leaf in params["text"].items() if name != PROJECTION}
+
+    def contrast_loss(
+        params: Any, batch: dict[str, Any], _: Key[Array, ""], frozen: Any
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        pixels = preprocess((rendered(batch["scene"], size).picture + 1) / 2, vision.image_size)
+        seen: Any = vision.apply({"params": params["vision"]}, pixels)
+        images = unit(seen.image_embeds)
+        texts = read({**jax.lax.stop_gradient(frozen), PROJECTION: params[PROJECTION]}, batch["tokens"])
         scale = jnp.minimum(jnp.exp(params["scale"]), LARGEST_SCALE)
         logits = scale * images @ texts.T
         right = jnp.arange(len(logits))
         chosen = [jax.nn.log_softmax(logits, axis)[right, right] for axis in (0, 1)]
-        metrics = {"found": jnp.mean(jnp.argmax(logits, 1) == right), "scale": scale}
+        entropies, metrics = _all_classified(images, params["heads"], batch)
         loss = -jnp.mean(chosen[0] + chosen[1]) / 2
-        for name in FAMILIES:
-            for tower, embeds in (("image", images), ("text", texts)):
-                known = f"{name}_in_{tower}"
-                entropy, metrics[known] = classified(embeds, params[known], batch[name])
-                loss = loss + config[f"family_weight_{tower}"] * entropy
-        return loss, metrics
+        loss = loss + config["family_weight"] * sum(entropies.values(), start=jnp.float32(0))
+        return loss, {"found": jnp.mean(jnp.argmax(logits, 1) == right), "scale": scale, **metrics}
 
-    keys = jax.random.split(jax.random.fold_in(root, INIT), 2)
     blank = jnp.zeros((1, vision.image_size, vision.image_size, 3))
-    params = {
-        "text": jax.jit(text.init)(keys[0], jnp.zeros((1, 4), jnp.int32))["params"],
+    begun = {
         "vision": jax.jit(vision.init)(keys[1], blank)["params"],
+        PROJECTION: params["text"][PROJECTION],
         "scale": jnp.log(jnp.float32(14.0)),
-        **{
-            f"{name}_in_{tower}": jnp.zeros((vision_config["projection_dim"], count))
-            for name, count in FAMILIES.items()
-            for tower in ("image", "text")
-        },
+        "heads": {name: jnp.zeros((width, len(NAMES[name]))) for name in ("shape", "material")},
     }
-    batch_at = captioned_at(root, config["rows"], config["columns"], tokenizer)
-    trained = fit(config, directory, root, params, loss_fn, batch_at)
-    if trained is None:
+    key = jax.random.fold_in(root, CONTRAST)
+    pairs = captioned_at(key, config["rows"], config["columns"], tokenizer)
+    params = fit(config, directory / "contrast", key, begun, contrast_loss, pairs, frozen=locked)
+    if params is None:
         return
-    # Batches after the last step's are of scenes that it was not trained on.
+    found = {
+        name: float(value) for name, value in _measured(contrast_loss, params, pairs, config, locked).items()
+    }
+    towers = {
+        "text_encoder": Component(text, {**locked, PROJECTION: params[PROJECTION]}, text_config),
+        "image_encoder": Component(vision, params["vision"], vision_config),
+    }
+    for name, tower in towers.items():
+        save_component(directory / name, name, tower)
     among = config["rows"] * config["columns"]
-    measured = jax.jit(lambda params, batch: loss_fn(params, batch, root)[1])
-    seen = [measured(trained, batch_at(config["steps"] + i)) for i in range(max(1, MEASURED // among))]
-    results = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}
-    save_component(directory / "text_encoder", "text_encoder", Component(text, trained["text"], text_config))
-    save_component(
-        directory / "image_encoder", "image_encoder", Component(vision, trained["vision"], vision_config)
-    )
-    save_tokenizer(directory / "tokenizer", tokenizer)
-    write_record(directory, config, {"results": {"among": among, **results}})
-    logging.info("among %d captions, and the families of both towers: %s", among, results)
+    write_record(directory, config, {"results": {"reading": read_by, "among": among, "contrast": found}})
+    logging.info("among %d captions, and the families of pictures: %s", among, found)
+
+
+def _all_classified(
+    embeds: Float[Array, "n p"], heads: Mapping[str, Float[Array, "p families"]], batch: Mapping[str, Array]
+) -> tuple[dict[str, Float[Array, ""]], dict[str, Float[Array, ""]]]:
+    both = {name: classified(embeds, head, batch[name]) for name, head in heads.items()}
+    return {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
+
+
+def _measured(
+    loss_fn: Any, params: Any, batch_at: Any, config: Mapping[str, Any], *frozen: Any
+) -> dict[str, Float[np.ndarray, ""]]:
+    """A loss's metrics on some thousand examples, of batches after the last that was trained on."""
+    measure = jax.jit(lambda batch: loss_fn(params, batch, jax.random.key(0), *frozen)[1])
+    first = measure(batch_at(config["steps"]))
+    among = len(batch_at(config["steps"])["tokens"])
+    more = [measure(batch_at(config["steps"] + i)) for i in range(1, max(1, MEASURED // among))]
+    return {name: np.mean([metrics[name] for metrics in (first, *more)]) for name in first}
 
 
 def classified(

@@ -72,9 +72,9 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         batch_at = replayed(
             chunks_of(part, settings, key, segmenter), key, settings["replay"], settings["window"]
         )
-        loss_fn: Callable = functools.partial(_judge_loss, part, settings["leak_weight"])
-        if part == "segmenter":
-            loss_fn = _segmenter_loss
+        loss_fn: Callable = _segmenter_loss
+        if part != "segmenter":
+            loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"])
         params = fit(settings, directory / part, key, params, loss_fn, batch_at)
         if params is None:
             return

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float, Key
 
-from attrjax.attrworld.batches import INIT, rendered, scenes_at, squared_error_to_psnr
+from attrjax.attrworld.batches import INIT, rendered, scenes_at, slices, squared_error_to_psnr
 from attrjax.attrworld.fit import begin, fit
 from attrjax.attrworld.render import Scene
 from attrjax.attrworld.scenes import draw_scenes, generator_of
@@ -80,8 +80,7 @@ def vae(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> Non
     if trained is None:
         return
     squared, latents = [], []
-    for first in range(0, MEASURED, 64):
-        chunk = jax.tree.map(lambda leaf: leaf[first : first + 64], held)  # noqa: B023 (used at once)
+    for chunk in slices(held, 64):
         picture, latent, made = reconstruct(trained, chunk)
         squared.append(np.mean((np.asarray(made).clip(-1, 1) - picture) ** 2, axis=(1, 2, 3)))
         latents.append(latent)

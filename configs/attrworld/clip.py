@@ -27,13 +27,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
         tower | {"num_hidden_layers": 4, "hidden_act": "quick_gelu", "image_size": 64, "patch_size": 8}
     )
 
-    # A batch is every one of so many shapes in every one of so many materials.
+    # The text tower learns to read captions alone.
+    config.reading = ConfigDict(
+        {
+            "batch_size": 128,
+            "steps": 500,
+            "optimizer": ConfigDict(
+                {"learning_rate": 2e-3, "warmup": 50, "weight_decay": 0.05, "b2": 0.98}
+            ),
+        }
+    )
+    # Then, locked, it is what the image tower learns to agree with. A batch is every one of so many shapes in
+    # every one of so many materials.
     config.rows = 12
     config.columns = 8
-    # Of finding shape and material in each tower's embeddings, beside the contrast's weight of 1.
-    config.family_weight_text = 1.0
-    config.family_weight_image = 0.5
-    config.steps = 750
+    # Of finding shape and material in the image tower's embeddings, beside the contrast's weight of 1.
+    config.family_weight = 0.5
+    config.steps = 600
     config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup": 50, "weight_decay": 0.05, "b2": 0.98})
     config.ema_decay = 0.98
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})

@@ -40,7 +40,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.segmenter = part(32, 1, 2, 600, 3e-3)
     config.shape = part(16, 2, 4, 260, 2e-3)
     config.appearance = part(8, 4, 4, 380, 3e-3)
-    config.leak_weight = 2.0  # of the effect of the attribute that a judge must not see
+    # Of the effect of the attribute that a judge must not see.
+    config.shape.leak_weight = 2.0
+    config.appearance.leak_weight = 8.0
     config.ema_decay = 0.99
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
 
