@@ -1,0 +1,1 @@
+"""Attribute customization: filters, fusion, partition, training pairs, and the recipe."""

@@ -1,0 +1,129 @@
+"""Fusion: attribute tokens and a prompt become the context that the UNet reads.
+
+``PlaceholderFusion`` works before the text encoder: tokens become the embeddings of the placeholder word, and
+the frozen encoder mixes them with the words around it. What it makes for one picture is a textual inversion.
+``CrossFusion`` works behind it: the encoded prompt reads the tokens through a gate that begins closed.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from attrjax.models.attention import dot_product_attention
+from attrjax.models.layers import LayerNorm, Linear
+
+
+class PlaceholderFusion(nn.Module):
+    """Attribute tokens in the place of a placeholder's embeddings.
+
+    A placeholder's k-th embedding is ``word + strength * scale * tokens[k]``: a word that says what kind of
+    thing is meant ("shape", "object"), and how this one differs (E4T, Gal et al. 2023, section 3; OSTAF adds
+    a tenth). At strength 0 the prompt means that word.
+
+    Attributes:
+        scale: of the tokens to begin with; it is learned.
+        param_dtype: of the scale.
+    """
+
+    scale: float = 0.1
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        embeds: Float[Array, "b t d"],
+        places: Int[Array, "b t"],
+        tokens: Float[Array, "b k d"],
+        word: Float[Array, " d"],
+        strength: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "b t d"]:
+        """Embeddings with the placeholder's filled in.
+
+        Args:
+            embeds: of the prompt's tokens.
+            places: which of the K tokens stands there, -1 for a word of the prompt.
+            tokens: of a filter.
+            word: embedding of the word that tokens are added to.
+            strength: 1 as trained, 0 for the word alone.
+        """
+        scale = self.param("scale", nn.initializers.constant(self.scale), (), self.param_dtype)
+        filled = word + strength * scale * tokens.astype(embeds.dtype)
+        index = jnp.maximum(places, 0)[..., None]
+        return jnp.where((places >= 0)[..., None], jnp.take_along_axis(filled, index, axis=1), embeds)
+
+
+class CrossFusion(nn.Module):
+    """The encoded prompt reads the attribute tokens: context + strength * tanh(gate) * attention.
+
+    The gate begins at 0 (as that of Flamingo, Alayrac et al. 2022, section 2.2), so that an untrained fusion
+    changes nothing.
+
+    Attributes:
+        num_heads: that share the context's width.
+        dtype, param_dtype: compute and parameter types.
+    """
+
+    num_heads: int = 4
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        context: Float[Array, "b t d"],
+        tokens: Float[Array, "b k d"],
+        strength: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "b t d"]:
+        """The context with the attribute; ``strength`` is 1 as trained and 0 for the context as it was."""
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        width = context.shape[-1]
+
+        def project(x: Float[Array, "b s d"], name: str) -> Float[Array, "b s n h"]:
+            y = Linear(width, use_bias=False, name=name, **types)(x)
+            return y.reshape(*y.shape[:2], self.num_heads, -1)
+
+        x, states = LayerNorm(name="norm", **types)(context), LayerNorm(name="norm_tokens", **types)(tokens)
+        read = dot_product_attention(project(x, "to_q"), project(states, "to_k"), project(states, "to_v"))
+        read = Linear(width, use_bias=False, name="to_out", **types)(read.reshape(context.shape))
+        gate = self.param("gate", nn.initializers.zeros, (), self.param_dtype)
+        return context + (strength * jnp.tanh(gate) * read).astype(context.dtype)
+
+
+def find_placeholder(
+    ids: Int[np.ndarray, "b t"], token: int, count: int, *, padding: int
+) -> tuple[Int[np.ndarray, "b t"], Int[np.ndarray, "b t"]]:
+    """Prompts in which every placeholder is widened to as many tokens as its attribute has.
+
+    Args:
+        ids: tokens of the prompts, padded. The last is the end token or padding.
+        token: of the placeholder.
+        count: K, tokens of the attribute.
+        padding: the token that prompts are filled with.
+
+    Returns:
+        the ids, each placeholder ``count`` times; and ``places`` of ``PlaceholderFusion``.
+
+    Raises:
+        ValueError: a prompt has no placeholder, or is too long for it.
+    """
+    out, places = np.full_like(ids, padding), np.full_like(ids, -1)
+    for row, given in enumerate(ids):
+        wide: list[int] = []
+        where: list[int] = []
+        # All but the padding behind the end token; padding may be the end token itself.
+        length = len(given) - int(np.argmax(given[::-1] != padding)) + 1 if np.any(given != padding) else 0
+        for one in given[: min(length, len(given))]:
+            wide += [one] * count if one == token else [one]
+            where += list(range(count)) if one == token else [-1]
+        if token not in given:
+            raise ValueError(f"prompt {row + 1} does not have the placeholder in it")
+        if len(wide) > len(given):
+            raise ValueError(
+                f"prompt {row + 1} has {len(wide)} tokens with the attribute's {count}, and the text encoder "
+                f"takes {len(given)}: shorten it"
+            )
+        out[row, : len(wide)], places[row, : len(where)] = wide, where
+    return out, places
