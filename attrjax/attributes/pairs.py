@@ -1,0 +1,364 @@
+"""Training pairs from one picture: what is shown keeps one of its attributes, and the other one is destroyed.
+
+A pair is what the frozen visual encoder sees and what the UNet is to denoise. They are drawn independently
+of each other, so that all they have in common is the attribute: what targets kept of the other attribute
+would be copied, and what views kept of it would tell which target is meant. (DreamBooth and B-LoRA learn from
+the picture itself, and copy what they should not; U-VAP, CVPR 2024, lets the model that is tuned make
+counterparts of it. Here nothing but arithmetic is needed.)
+
+``shape_pair`` and ``appearance_pair`` are functions of a key and one reference, in fixed shapes: ``vmap``
+them over keys, and over references too. Pixels that the mask does not cover never have any influence.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from attrjax.arguments import did_you_mean
+from attrjax.attributes.silhouettes import SILHOUETTES, blur, draw_silhouette, relief
+from attrjax.attributes.sources import continued, depth, pure
+from attrjax.attributes.textures import (
+    BACKDROP_NAMES,
+    COLOUR_NAMES,
+    PATTERNS,
+    Range,
+    between,
+    draw_backdrop,
+    draw_texture,
+    smooth_noise,
+)
+from attrjax.attrworld import words
+from attrjax.attrworld.captions import with_article
+
+CELLS = 12  # patches of an appearance along a side, at most
+
+
+class Painted(NamedTuple):
+    """What was drawn for a target of a shape.
+
+    Attributes:
+        pattern: index into ``textures.PATTERNS``.
+        colours: [2] into ``textures.COLOUR_NAMES``, the ground first; a plain one has no second.
+        backdrop: into ``textures.BACKDROP_NAMES``.
+    """
+
+    pattern: Int[Array, "*b"]
+    colours: Int[Array, "*b 2"]
+    backdrop: Int[Array, "*b"]
+
+
+class Cut(NamedTuple):
+    """What was drawn for a target of an appearance.
+
+    Attributes:
+        silhouette: index into ``silhouettes.SILHOUETTES``.
+        backdrop: into ``textures.BACKDROP_NAMES``.
+    """
+
+    silhouette: Int[Array, "*b"]
+    backdrop: Int[Array, "*b"]
+
+
+class Pair(NamedTuple):
+    """One training example.
+
+    Attributes:
+        view: [H, W, 3] in [-1, 1], what the visual encoder sees.
+        view_mask: [H, W] in [0, 1], where the object is in it.
+        target: [H, W, 3] in [-1, 1], what the UNet is to denoise.
+        target_mask: [H, W] in [0, 1].
+        drawn: what there is to ``say`` of the target.
+    """
+
+    view: Float[Array, "h w 3"]
+    view_mask: Float[Array, "h w"]
+    target: Float[Array, "h w 3"]
+    target_mask: Float[Array, "h w"]
+    drawn: Any
+
+
+@jax.jit
+def shape_pair(
+    key: Key[Array, ""],
+    picture: Float[Array, "h w 3"],
+    mask: Float[Array, "h w"],
+    *,
+    zoom: Range = (0.8, 1.2),
+    shift: float = 0.1,
+    flip: float = 0.0,
+    shading: Range = (-0.4, 0.6),
+    body: Range = (0.2, 1.0),
+) -> Pair:
+    """The reference's outline in other colours and textures, before other backdrops.
+
+    Of the picture inside the mask there remains how its light falls: its brightness without detail, so that
+    neither a pattern nor a colour is seen in it. The part of it that is kept is random, and sometimes
+    negative, so that it hardly tells what is light or dark. The outline's own relief (``silhouettes.relief``)
+    gives the object a body.
+
+    Args:
+        key: of all that is drawn.
+        picture: the reference in [-1, 1].
+        mask: of its foreground, in [0, 1], not empty.
+        zoom: of the object; less where it would not fit.
+        shift: of the object in each direction, in sides of the picture, at most; less where it would not fit.
+        flip: probability of a mirrored object. To be mirrored is to be another shape, for letters and hands.
+        shading: of the reference's that is kept.
+        body: of the relief's that is added.
+    """
+    inside = pure(mask)
+    # As the object is, without detail, relative to its mean.
+    light = ((picture + 1) / 2).mean(-1)
+    sigma = 0.08 * min(mask.shape)
+    even = blur(light * inside, sigma) / (blur(inside.astype(jnp.float32), sigma) + 1e-3)
+    lit = even / ((even * inside).sum() / (inside.sum() + 1e-3) + 1e-3)
+
+    draw = functools.partial(
+        _painted, mask=mask, lit=lit, zoom=zoom, shift=shift, flip=flip, shading=shading, body=body
+    )
+    return _both(key, draw)
+
+
+@jax.jit
+def appearance_pair(
+    key: Key[Array, ""],
+    picture: Float[Array, "h w 3"],
+    mask: Float[Array, "h w"],
+    *,
+    patch: Range = (0.8, 1.6),
+    zoom: Range = (0.9, 1.3),
+    turn: float = 0.2,
+    elastic: float = 0.02,
+    flip: float = 0.5,
+    evened: Range = (0.3, 1.0),
+    body: Range = (0.1, 0.9),
+) -> Pair:
+    """The reference's material on other outlines, before other backdrops.
+
+    The material is laid out anew from patches that are cropped deep inside the mask, bent and turned a
+    little, and faded into their neighbours (as in Efros & Freeman's quilting, 2001, without their search for
+    seams). A patch is as large as the reference is thick, so that it holds as much of a pattern as there is
+    and little of the outline; what of a patch lies outside the mask is filled in from inside.
+
+    Args:
+        key: of all that is drawn.
+        picture: the reference in [-1, 1].
+        mask: of its foreground, in [0, 1], not empty.
+        patch: side of a patch, where 1 is the radius of a disc as thick as the reference.
+        zoom: of the material.
+        turn: of the material, in radians to either side at most.
+        elastic: how far the warp moves a point, in sides of the picture.
+        flip: probability of a mirrored patch.
+        evened: how much of the light and shadow is taken away, that the reference's own body threw.
+        body: of the new silhouette's relief that is added.
+    """
+    inside = pure(mask)
+    deep = depth(inside)
+    filled = continued((picture + 1) / 2, inside)
+    light = filled.mean(-1)
+    sigma = 0.15 * min(mask.shape)
+    even = blur(light, sigma) / blur(jnp.ones_like(light), sigma)
+    # What light does to each pixel, relative to the mean over the object.
+    lit = (even + 0.02) / ((even * inside).sum() / (inside.sum() + 1e-3) + 0.02)
+
+    draw = functools.partial(
+        _cut, filled=filled, lit=lit, deep=deep, patch=patch, zoom=zoom, turn=turn,
+        elastic=elastic, flip=flip, evened=evened, body=body,
+    )  # fmt: skip
+    return _both(key, draw)
+
+
+def _both(key: Key[Array, ""], draw: Callable) -> Pair:
+    """View and target of two keys, in one program of two rather than two programs."""
+    (view, target), (view_mask, target_mask), drawn = jax.vmap(draw)(jax.random.split(key))
+    return Pair(view, view_mask, target, target_mask, jax.tree.map(lambda leaf: leaf[1], drawn))
+
+
+def say(attribute: str, drawn: Painted | Cut, placeholder: str, generator: np.random.Generator) -> list[str]:
+    """Prompts for targets: what is true of each beside the attribute, which the placeholder stands for.
+
+    Such as "a photo of a red and white striped *", and "a star made of * on a blue background".
+
+    Args:
+        attribute: "shape" or "appearance".
+        drawn: of a batch of that attribute's pairs, arrays with a leading axis.
+        placeholder: the word that is learned.
+        generator: chooses among ways to say it.
+
+    Raises:
+        ValueError: there is no such attribute.
+    """
+    describe = {"shape": _say_painted, "appearance": _say_cut}
+    if attribute not in describe:
+        raise ValueError(f"there is no attribute {attribute!r}{did_you_mean(attribute, describe)}")
+    prompts = []
+    for i in range(len(drawn.backdrop)):
+        one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], drawn)
+        said = describe[attribute](one, placeholder, generator)
+        if generator.random() < 0.5:
+            name = BACKDROP_NAMES[one.backdrop]
+            said += " " + _any(words.BACKDROP_PHRASES, generator).format(a=with_article(name))
+        opening, closing = _any(words.FRAMES, generator) if generator.random() < 0.5 else ("", "")
+        prompts.append(opening + said + closing)
+    return prompts
+
+
+def _say_painted(drawn: Any, placeholder: str, generator: np.random.Generator) -> str:
+    first, second = (COLOUR_NAMES[i] for i in drawn.colours)
+    pattern = PATTERNS[drawn.pattern]
+    if pattern == "plain":
+        return with_article(f"{first} {placeholder}")
+    said = words.PATTERNS[pattern]
+    if generator.random() < 0.5:
+        return with_article(f"{first} and {second} {said.adjectives[0]} {placeholder}")
+    return f"{with_article(placeholder)} with {first} and {second} {said.nouns[0]}"
+
+
+def _say_cut(drawn: Any, placeholder: str, generator: np.random.Generator) -> str:
+    silhouette = SILHOUETTES[drawn.silhouette]
+    # What has no name is an object; "something" takes no adjective.
+    noun = _any(words.SHAPES.get(silhouette, words.UNNAMED[:3]), generator)
+    if generator.random() < 0.3:
+        return with_article(f"{placeholder} {noun}")
+    return f"{with_article(noun)} made of {placeholder}"
+
+
+def _any(options: Sequence[Any], generator: np.random.Generator) -> Any:
+    return options[int(generator.integers(len(options)))]
+
+
+def _painted(
+    key: Key[Array, ""],
+    *,
+    mask: Float[Array, "h w"],
+    lit: Float[Array, "h w"],
+    zoom: Range,
+    shift: float,
+    flip: float,
+    shading: Range,
+    body: Range,
+) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"], Painted]:
+    """A picture in [-1, 1] of the object that ``mask`` encloses, painted anew; its mask; and what was drawn.
+
+    ``lit`` is the light on it, 1 in the mean.
+    """
+    numbers, textures, bodies, backdrops = jax.random.split(key, 4)
+    u = jax.random.uniform(numbers, (5,))
+    height, width = mask.shape
+    (low, high), limit = _box(mask), jnp.array([height, width], jnp.float32)
+    middle, extent = (low + high) / 2, high - low
+    scale = jnp.minimum(between(u[0], zoom), (limit / extent).min())
+    moved = middle + shift * min(height, width) * between(u[1:3], (-1, 1))
+    moved = jnp.clip(moved, scale * extent / 2, limit - scale * extent / 2)
+    mirror = jnp.stack([1.0, jnp.where(u[3] < flip, -1.0, 1.0)])
+    grid = jnp.stack(jnp.mgrid[:height, :width], -1) + 0.5
+    at = middle + mirror * (grid - moved) / scale - 0.5
+    mask = map_coordinates(mask, (at[..., 0], at[..., 1]), 1)
+    lit = map_coordinates(lit, (at[..., 0], at[..., 1]), 1, mode="nearest")
+
+    paint, pattern, colours = draw_texture(textures, height, width)
+    light = (1 + between(u[4], shading) * (lit - 1)) * _body(bodies, mask, body)
+    paint = paint * jnp.clip(light, 0.5, 1.4)[..., None]
+    picture, backdrop = _before_backdrop(backdrops, paint, mask)
+    return picture, mask, Painted(pattern, colours, backdrop)
+
+
+def _cut(
+    key: Key[Array, ""],
+    *,
+    filled: Float[Array, "h w 3"],
+    lit: Float[Array, "h w"],
+    deep: Float[Array, "h w"],
+    patch: Range,
+    zoom: Range,
+    turn: float,
+    elastic: float,
+    flip: float,
+    evened: Range,
+    body: Range,
+) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"], Cut]:
+    """A picture in [-1, 1] of a new silhouette made of the material; its mask; and what was drawn.
+
+    ``filled`` is the material in [0, 1], everywhere; ``lit`` the light on it; ``deep`` how far inside it is.
+    """
+    keys = jax.random.split(key, 7)
+    u = jax.random.uniform(keys[0], (6,))
+    height, width, _ = filled.shape
+    side = min(height, width)
+    evenly = filled / jnp.maximum(lit, 0.2)[..., None] ** between(u[0], evened)
+
+    # A grid of patches, turned and bent: u and v count patches.
+    grid = jnp.stack(jnp.mgrid[:height, :width], -1) + 0.5
+    thickness = 2 * (deep**2).sum() / (deep.sum() + 1e-3)
+    cell = jnp.maximum(between(u[1], patch) * thickness, side / (CELLS - 2))
+    bends = [smooth_noise(k, height, width, 5) for k in jax.random.split(keys[1])]
+    bend = elastic * side * jnp.stack(bends, -1)
+    cells = (grid + bend) / cell + u[2:4]
+
+    # Each patch shows the surroundings of a place of its own, deep inside.
+    chosen = jax.random.choice(keys[2], deep.size, (CELLS, CELLS), p=deep.reshape(-1) ** 2)
+    sources = jnp.stack(jnp.unravel_index(chosen, deep.shape), -1) + 0.5
+    mirrors = 1.0 - 2.0 * jax.random.bernoulli(keys[3], flip, (CELLS, CELLS, 1)) * jnp.array([0.0, 1.0])
+    angle = turn * between(u[4], (-1, 1))
+    rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+    inward = cell / between(u[5], zoom)
+
+    # Between the middles of four patches their colours are faded, within an eighth of a patch.
+    low = jnp.floor(cells - 0.5)
+    fade = jnp.clip(0.5 + 8 * (cells - 0.5 - low - 0.5), 0, 1)
+
+    def part(corner: Int[Array, " 2"]) -> Float[Array, "h w 3"]:
+        patches = low + corner
+        index = jnp.clip(patches.astype(int), 0, CELLS - 1)
+        source, mirror = (of[index[..., 0], index[..., 1]] for of in (sources, mirrors))
+        at = source + inward * mirror * (cells - patches - 0.5) @ rotation - 0.5
+        weight = jnp.where(corner == 1, fade, 1 - fade).prod(-1)
+        return weight[..., None] * _sample(evenly, at)
+
+    colour = jax.vmap(part)(jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])).sum(0)
+
+    mask, silhouette = draw_silhouette(keys[4], height, width)
+    colour = colour * _body(keys[5], mask, body)[..., None]
+    picture, backdrop = _before_backdrop(keys[6], colour, mask)
+    return picture, mask, Cut(silhouette, backdrop)
+
+
+def _body(key: Key[Array, ""], mask: Float[Array, "h w"], amount: Range) -> Float[Array, "h w"]:
+    """A random part of the mask's relief in light from above or a side, 1 in the mean."""
+    u = jax.random.uniform(key, (3,))
+    light = jnp.stack([between(u[0], (-0.8, 0.8)), between(u[1], (-0.8, 0.1))])
+    return 1 + between(u[2], amount) * (relief(mask, light) - 1)
+
+
+def _before_backdrop(
+    key: Key[Array, ""], colour: Float[Array, "h w 3"], mask: Float[Array, "h w"]
+) -> tuple[Float[Array, "h w 3"], Int[Array, ""]]:
+    """A picture in [-1, 1] of a colour in [0, 1] where the mask is, and a backdrop elsewhere; and which."""
+    height, width = mask.shape
+    colour = jnp.clip(colour, 0, 1)
+    mean = (colour * mask[..., None]).sum((0, 1)) / (mask.sum() + 1e-3)
+    backdrop, index = draw_backdrop(key, height, width, mean)
+    return 2 * (backdrop + mask[..., None] * (colour - backdrop)) - 1, index
+
+
+def _box(mask: Float[Array, "h w"]) -> tuple[Float[Array, " 2"], Float[Array, " 2"]]:
+    """Top and left, and bottom and right, of what a mask covers; all of it where it is empty."""
+    low, high = [], []
+    for axis, n in ((1, mask.shape[0]), (0, mask.shape[1])):
+        there: Bool[Array, " n"] = mask.max(axis) > 0.02
+        low.append(jnp.argmax(there))
+        high.append(n - jnp.argmax(there[::-1]))
+    return jnp.stack(low).astype(jnp.float32), jnp.stack(high).astype(jnp.float32)
+
+
+def _sample(picture: Float[Array, "h w c"], at: Float[Array, "h w 2"]) -> Float[Array, "h w c"]:
+    """Colours at rows and columns, with linear interpolation; mirrored beyond the picture."""
+    places = (at[..., 0], at[..., 1])
+    of = jax.vmap(lambda channel: map_coordinates(channel, places, 1, mode="mirror"), -1, -1)
+    return of(picture)
