@@ -279,7 +279,7 @@ def decode(pipeline: Pipeline, latents: Float[Array, "h w c"], job: Job) -> UInt
         ValueError: the picture is not finite.
     """
     vae = pipeline.vae
-    z = unscale_latents(latents[None].astype(jnp.float32), *_latent_scale(pipeline))
+    z = unscale_latents(latents[None].astype(jnp.float32), *latent_scale(pipeline))
     picture = tiled_decode(
         lambda part: _decode(vae.params, part, vae=vae.module), z, tile=TILE, overlap=TILE // 4
     )
@@ -309,10 +309,10 @@ def _encode_picture(pipeline: Pipeline, picture: np.ndarray, shape: tuple[int, i
 
 def _clean_latents(pipeline: Pipeline, moments: Any, seed: int) -> Float[Array, "1 h w c"]:
     z = moments.sample(jax.random.fold_in(jax.random.key(seed), ENCODER_NOISE))
-    return scale_latents(z.astype(jnp.float32), *_latent_scale(pipeline))
+    return scale_latents(z.astype(jnp.float32), *latent_scale(pipeline))
 
 
-def _latent_scale(pipeline: Pipeline) -> tuple[float, float | None]:
+def latent_scale(pipeline: Pipeline) -> tuple[float, float | None]:
     """The VAE's factor and shift; configs of Stable Diffusion 1.x do not name the factor."""
     return pipeline.vae.config.get("scaling_factor", 0.18215), pipeline.vae.config.get("shift_factor")
 

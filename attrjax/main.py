@@ -25,6 +25,8 @@ TASKS = {
     "contact_sheet": "attrjax.attrworld.contact_sheet",
     "bundle": "attrjax.attrworld.bundle",
     "evaluate": "attrjax.attrworld.evaluate",
+    "customize": "attrjax.attributes.customize",
+    "export": "attrjax.attributes.export",
 }
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/sample.py:base=sd15.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory that the run writes to.")

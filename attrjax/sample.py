@@ -16,10 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from attrjax.attrworld import bundled
+from attrjax.checkpoints.attribute import apply_attributes, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
 from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
-from attrjax.checkpoints.textual_inversion import add_tokens, load_textual_inversion, vocabulary_size
+from attrjax.checkpoints.textual_inversion import load_textual_inversion, with_words
 from attrjax.data.pictures import load_picture, png_bytes
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.generate import (
@@ -65,6 +66,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     with timed(timings, "load"):
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
+        pipeline, adapters = with_attributes(pipeline, adapters, config)
     height, width = (side * vae_factor(pipeline) for side in latent_shape(pipeline, settings, jobs)[:2])
     init_picture = load_picture(config["init_image"], height, width) if config["init_image"] else None
     sampler, schedule = choose_sampler(pipeline, settings)
@@ -169,19 +171,37 @@ def load_base(config: Mapping[str, Any]) -> Pipeline:
     return pipeline
 
 
-def with_words(pipeline: Pipeline, words: Mapping[str, Mapping[str, Any]]) -> Pipeline:
-    """A pipeline whose tokenizers and text towers know learned words, {component: {word: vectors}}."""
-    for component, vectors in words.items():
-        tokenizer_name = component.replace("text_encoder", "tokenizer")
-        tower, tokenizer = getattr(pipeline, component), getattr(pipeline, tokenizer_name)
-        if tower is None:
+def with_attributes(
+    pipeline: Pipeline, adapters: dict[str, Any], config: Mapping[str, Any]
+) -> tuple[Pipeline, dict[str, Any]]:
+    """The base and its adapters with the config's learned attributes, each at its strength.
+
+    Raises:
+        ValueError: strengths do not fit the attributes, no prompt has an attribute's word, or as
+            ``apply_attributes``.
+    """
+    files, strengths = config["attributes"], config["attribute_strengths"]
+    if not files:
+        return pipeline, adapters
+    if strengths and len(strengths) != len(files):
+        raise ValueError(
+            f"{len(strengths)} attribute_strengths for {len(files)} attributes: give one each, or none"
+        )
+    loaded = [load_attribute(path) for path in files]
+    for one in loaded:
+        if not any(one.word in prompt for prompt in config["prompts"]):
             raise ValueError(
-                f"the words {', '.join(vectors)} are for a base with {component}, which this one has not"
+                f"no prompt has {one.word} in it, the word of the {one.attribute} that was learned: write it "
+                f"where the {one.attribute} belongs, as in {one.recipe.get('example', f'a red {one.word}')!r}"
             )
-        tokenizer, params, _ = add_tokens(tokenizer, tower.params, vectors)
-        tower = tower._replace(module=tower.module.clone(vocab_size=vocabulary_size(params)), params=params)
-        pipeline = pipeline._replace(**{component: tower, tokenizer_name: tokenizer})
-    return pipeline
+    digest = weights_digest(pipeline.path, config["variant"] or None)
+    pairs = list(zip(loaded, strengths or [1.0] * len(loaded), strict=True))
+    pipeline, bound = apply_attributes(pipeline, pairs, digest=digest, force=config["force"])
+    for component, collection in bound.items():
+        adapters[component] = combine(
+            [adapters[component], collection] if component in adapters else [collection]
+        )
+    return pipeline, adapters
 
 
 def load_adapters(pipeline: Pipeline, files: Sequence[str], strengths: Sequence[Any]) -> dict[str, Any]:

@@ -48,6 +48,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loras = ()  # LoRA files by diffusers', PEFT's or kohya's names
     config.lora_strengths = ()  # one for each: 0.8, or {"down": 1.0, "mid": 0.5, "up": 0.0}; none for 1
     config.learned_words = ()  # textual inversions
+    config.attributes = ()  # what configs/shape.py and appearance.py learned: files, or run directories
+    config.attribute_strengths = ()  # one for each: 1 is as it was learned, 0 is without it; none for 1
+    config.force = False  # apply attributes that were learned on another base
 
     # How they are computed.
     config.dtype = "float32"  # bfloat16 is several times faster on accelerators

@@ -9,14 +9,14 @@ from PIL import ImageFont
 
 from attrjax.checkpoints.lora import save_lora
 from attrjax.checkpoints.pipeline import load_pipeline
-from attrjax.checkpoints.textual_inversion import load_textual_inversion, save_textual_inversion
+from attrjax.checkpoints.textual_inversion import load_textual_inversion, save_textual_inversion, with_words
 from attrjax.data.pictures import load_picture, png_bytes, to_uint8
 from attrjax.data.prompts import encode_negative, text_encoder, tokenize
 from attrjax.generate import ENCODER_NOISE, Settings, conditions, generate, initial_noise, make_jobs
 from attrjax.models.adapters import init_lora
 from attrjax.report.grid import labelled_grid, wrap
 from attrjax.runs import slug
-from attrjax.sample import load_adapters, with_words
+from attrjax.sample import load_adapters
 from tests.tiny import tiny_pipeline
 
 FAST = Settings(steps=2, guidance=3.0)

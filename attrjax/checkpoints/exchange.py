@@ -1,13 +1,14 @@
 """Reading and writing the small weight files that users pass around: LoRA, textual inversion, IP-Adapter."""
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from attrjax.checkpoints.files import PICKLES, open_safetensors
+from attrjax.checkpoints.files import PICKLES, NewTensor, open_safetensors, write_safetensors
 
 
 def read_exchange_file(
@@ -50,6 +51,8 @@ def write_exchange_file(
 ) -> Path:
     """Write tensors to ``path`` if it ends in ``.safetensors``, else to ``name`` in the directory ``path``.
 
+    A file of that name is replaced when the new one is whole. The same content gives the same bytes.
+
     Raises:
         ValueError: where ``path`` ends as pickles do.
     """
@@ -58,6 +61,12 @@ def write_exchange_file(
         raise ValueError(f"{path}: weights are written as .safetensors only")
     file = path if path.suffix == ".safetensors" else path / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    contiguous = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
-    save_file(contiguous, file, metadata={"format": "pt", **(metadata or {})})
+    arrays = {key: np.asarray(tensor) for key, tensor in sorted(tensors.items())}
+    announced = [
+        NewTensor(key, array.dtype, array.shape, functools.partial(np.asarray, array))
+        for key, array in arrays.items()
+    ]
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    write_safetensors(partial, announced, metadata)
+    os.replace(partial, file)
     return file

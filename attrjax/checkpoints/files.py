@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,10 +262,15 @@ def _read_index(path: Path) -> dict[str, str]:
     return places
 
 
-def write_safetensors(path: Path, tensors: Sequence[NewTensor]) -> None:
-    """Write a safetensors file as torch's loaders expect it (metadata ``format: pt``), tensor by tensor."""
+def write_safetensors(
+    path: Path, tensors: Sequence[NewTensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file as torch's loaders expect it (metadata ``format: pt``), tensor by tensor.
+
+    The same tensors and metadata give the same bytes, which safetensors' own writer does not promise.
+    """
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     place = 0
     for tensor in tensors:
         offsets = [place, place + tensor.size]

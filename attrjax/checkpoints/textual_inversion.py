@@ -140,6 +140,34 @@ def vocabulary_size(params: Tree) -> int:
     return flatten_dict(params, sep="/")[_TABLE].shape[0]
 
 
+def with_words(pipeline: Any, words: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A pipeline whose tokenizers and text towers know learned words.
+
+    Args:
+        pipeline: of ``checkpoints.pipeline``; it is not changed.
+        words: {component: {word: vectors [n, D]}}, as ``load_textual_inversion`` reads them.
+
+    Raises:
+        ValueError: the base does not have a component, or as ``add_tokens``.
+    """
+    for component, vectors in words.items():
+        tokenizer_name = component.replace("text_encoder", "tokenizer")
+        tower, tokenizer = getattr(pipeline, component), getattr(pipeline, tokenizer_name)
+        if tower is None:
+            raise ValueError(
+                f"the words {', '.join(vectors)} are for a base with {component}, which this one has not"
+            )
+        tokenizer, params, _ = add_tokens(tokenizer, tower.params, vectors)
+        rows = vocabulary_size(params)
+        tower = tower._replace(
+            module=tower.module.clone(vocab_size=rows),
+            params=params,
+            config=tower.config | {"vocab_size": rows},
+        )
+        pipeline = pipeline._replace(**{component: tower, tokenizer_name: tokenizer})
+    return pipeline
+
+
 def expand_prompt(prompt: str, tokenizer: Any) -> str:
     """A prompt with ``<word>`` replaced by ``<word> <word>_1 ...`` for every learned word of several
     vectors.

@@ -1,0 +1,88 @@
+"""The task ``export``: learned attributes as other software reads them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from flax.traverse_util import unflatten_dict
+
+from attrjax.checkpoints.attribute import Attribute, apply_attributes, load_attribute, weights_digest
+from attrjax.checkpoints.hub import find_base
+from attrjax.checkpoints.lora import save_lora
+from attrjax.checkpoints.pipeline import load_pipeline, save_pipeline
+from attrjax.checkpoints.textual_inversion import save_textual_inversion
+from attrjax.models.adapters import bind, merge
+from attrjax.runs import check_run, write_record
+from attrjax.sample import base_or_bundled
+
+FORMATS = ("diffusers", "lora", "kohya", "textual_inversion")
+FILES = {"lora": "pytorch_lora_weights.safetensors", "kohya": "kohya.safetensors"}
+
+
+def export(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
+    """Write the config's attributes in its format.
+
+    * ``diffusers``: ``workdir/base``, the base with the attributes in it, at their strengths.
+    * ``lora`` and ``kohya``: the low-rank changes of one attribute, by diffusers' or kohya's names, and its
+      word as ``learned_embeds.safetensors``.
+    * ``textual_inversion``: its word alone.
+
+    Raises:
+        ValueError: the format is unknown or cannot hold what was learned, or as ``apply_attributes``.
+        FileNotFoundError: there is no such attribute or base.
+        FileExistsError: the run directory holds a run.
+    """
+    form, files, strengths = config["format"], config["attributes"], config["attribute_strengths"]
+    if form not in FORMATS:
+        raise ValueError(f"format={form!r} must be one of {', '.join(FORMATS)}")
+    if not files or (strengths and len(strengths) != len(files)):
+        raise ValueError(
+            f"{len(files)} attributes and {len(strengths)} attribute_strengths: give at least one attribute, "
+            "and a strength for each or none"
+        )
+    if form != "diffusers" and len(files) > 1:
+        raise ValueError(f"a file of format {form} holds one attribute: export them one by one")
+    attributes = [load_attribute(path) for path in files]
+    check_run(workdir, config, resume=resume, may_change=())
+    directory = Path(workdir)
+    if form == "diffusers":
+        pairs = list(zip(attributes, strengths or [1.0] * len(files), strict=True))
+        written = [_save_base(config, pairs, directory / "base")]
+    else:
+        strength = strengths[0] if strengths else 1.0
+        written = [_save_word(attributes[0], strength, directory)]
+        if form != "textual_inversion":
+            written.append(_save_lora(attributes[0], strength, directory, form))
+    write_record(directory, config, {"results": {"written": [path.name for path in written]}})
+    for path in written:
+        logging.info("wrote %s", path)
+
+
+def _save_base(config: Mapping[str, Any], pairs: list[tuple[Attribute, float]], path: Path) -> Path:
+    base = find_base(base_or_bundled(config["base"]))
+    pipeline = load_pipeline(base)
+    pipeline, adapters = apply_attributes(pipeline, pairs, digest=weights_digest(base), force=config["force"])
+    if adapters:
+        unet = pipeline.unet
+        pipeline = pipeline._replace(unet=unet._replace(params=merge(unet.params, adapters["unet"])))
+    save_pipeline(path, pipeline, dtype=np.dtype(config["dtype"]))
+    return path
+
+
+def _save_word(attribute: Attribute, strength: float, directory: Path) -> Path:
+    vectors = attribute.origin + strength * (attribute.vectors - attribute.origin)
+    return save_textual_inversion(directory, attribute.word, {"text_encoder": vectors})
+
+
+def _save_lora(attribute: Attribute, strength: float, directory: Path, form: str) -> Path:
+    names = {path.rsplit("/")[-1] for path in attribute.adapter}
+    if attribute.weights or not names or not names <= {"lora_down", "lora_up", "alpha"}:
+        raise ValueError(
+            f"{attribute.word} changes more than a LoRA file holds: export it with format=diffusers, or "
+            "learn it with --config.rule=lora:4"
+        )
+    adapter = bind(unflatten_dict(attribute.adapter, sep="/"), strength)
+    names_as = "kohya" if form == "kohya" else "diffusers"
+    return save_lora(directory / FILES[form], {"unet": adapter}, names=names_as)

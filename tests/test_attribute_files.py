@@ -1,0 +1,138 @@
+"""Learned attributes as files, and bases that know them."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from attrjax.attributes.partition import rules_of, split
+from attrjax.checkpoints.attribute import (
+    Attribute,
+    apply_attributes,
+    load_attribute,
+    placeholder_error,
+    save_attribute,
+    weights_digest,
+)
+from attrjax.checkpoints.pipeline import load_pipeline, save_pipeline
+from attrjax.generate import Settings, generate
+
+FAST = Settings(steps=2, guidance=3.0)
+
+
+@pytest.fixture(scope="module")
+def base(small_base):
+    return load_pipeline(small_base), weights_digest(small_base)
+
+
+def learned(pipeline, digest, word, part, rule="train", seed=0):
+    """An attribute whose every number differs from the base's."""
+    partition = split(pipeline.unet.params, rules_of(part, rule), jax.random.key(seed))
+    generator = np.random.default_rng(seed)
+
+    def moved(tree):
+        flat = flatten_dict(tree, sep="/")
+        return {k: np.asarray(v) + 0.2 * generator.standard_normal(v.shape) for k, v in flat.items()}
+
+    width = pipeline.text_encoder.config["hidden_size"]
+    return Attribute(
+        attribute="shape",
+        word=word,
+        initial="at",
+        base=digest,
+        vectors=generator.standard_normal((2, width)).astype(np.float32),
+        origin=generator.standard_normal(width).astype(np.float32),
+        weights=moved(partition.trainable),
+        adapter=moved(partition.adapter),
+        recipe={"steps": 3},
+    )
+
+
+def picture(pipeline, prompt, adapters=None):
+    return generate(pipeline, [prompt], [3], FAST, adapters=adapters)[0].astype(int)
+
+
+@pytest.mark.parametrize("rule", ["train", "lora:2", "offset:1"])
+def test_a_saved_attribute_makes_the_picture_that_it_made_before(base, tmp_path, rule):
+    pipeline, digest = base
+    attribute = learned(pipeline, digest, "<it>", "encoder", rule)
+    read = load_attribute(save_attribute(tmp_path, attribute).parent)
+    assert read.recipe == {"steps": 3} and read.word == "<it>" and read.base == digest
+    pictures = []
+    for one in (attribute, read):
+        tuned, adapters = apply_attributes(pipeline, [(one, 1.0)], digest=digest)
+        pictures.append(picture(tuned, "a red <it>", adapters))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 2  # what float16 loses
+    assert np.abs(pictures[0] - picture(pipeline, "a red cat")).mean() > 4
+
+
+def test_at_strength_zero_weights_are_the_bases_and_the_word_is_what_it_began_as(base):
+    pipeline, digest = base
+    attribute = learned(pipeline, digest, "<it>", "decoder")
+    tuned, _ = apply_attributes(pipeline, [(attribute, 0.0)], digest=digest)
+    jax.tree.map(np.testing.assert_array_equal, tuned.unet.params, pipeline.unet.params)
+    table = tuned.text_encoder.params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    for token in ("<it>", "<it>_1"):
+        row = table[tuned.tokenizer.convert_tokens_to_ids(token)]
+        np.testing.assert_allclose(row, attribute.origin, atol=1e-6)
+
+
+def test_attributes_of_two_parts_do_not_touch_each_other(base):
+    pipeline, digest = base
+    shape = learned(pipeline, digest, "<s>", "encoder", seed=1)
+    look = learned(pipeline, digest, "<a>", "decoder", seed=2)
+    both, _ = apply_attributes(pipeline, [(shape, 1.0), (look, 1.0)], digest=digest)
+    after, before = (flatten_dict(one.unet.params, sep="/") for one in (both, pipeline))
+    for path, leaf in after.items():
+        expected = shape.weights.get(path, look.weights.get(path, before[path]))
+        np.testing.assert_allclose(leaf, expected, atol=1e-6)
+
+
+def test_another_base_is_refused_unless_forced(base):
+    pipeline, digest = base
+    attribute = learned(pipeline, "0" * 64, "<it>", "mid")
+    with pytest.raises(ValueError, match="learned on a base with the digest 000000000000.*config.force"):
+        apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
+    forced, _ = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest, force=True)
+    assert "<it>" in forced.tokenizer.get_vocab()
+
+
+def test_two_attributes_need_two_words_and_shapes_that_fit(base):
+    pipeline, digest = base
+    attribute = learned(pipeline, digest, "<it>", "mid")
+    with pytest.raises(ValueError, match="same word"):
+        apply_attributes(pipeline, [(attribute, 1.0), (attribute, 0.5)], digest=digest)
+    name = next(iter(attribute.weights))
+    odd = attribute._replace(weights={name: np.zeros((1, 2, 3))})
+    with pytest.raises(ValueError, match="not in that shape"):
+        apply_attributes(pipeline, [(odd, 1.0)], digest=digest)
+
+
+def test_what_is_no_attribute_is_refused(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds none of attribute.safetensors"):
+        load_attribute(tmp_path)
+    pipeline, digest = base
+    file = save_attribute(tmp_path, learned(pipeline, digest, "<it>", "mid"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"attribute\.safetensors"):
+        load_attribute(tmp_path)
+    other = next(pipeline.path.glob("unet/*.safetensors"))
+    with pytest.raises(ValueError, match="is no learned attribute"):
+        load_attribute(other)
+
+
+def test_the_digest_is_of_the_weights_and_not_of_their_files(small_base, base, tmp_path):
+    pipeline, digest = base
+    save_pipeline(tmp_path / "sharded", pipeline, max_shard_size=200_000)
+    assert len(list((tmp_path / "sharded/unet").glob("*.safetensors"))) > 1
+    assert weights_digest(tmp_path / "sharded") == digest
+    changed = jax.tree.map(lambda leaf: leaf, pipeline.unet.params)
+    changed["conv_in"]["bias"] = changed["conv_in"]["bias"] + 1e-3
+    save_pipeline(tmp_path / "changed", pipeline._replace(unet=pipeline.unet._replace(params=changed)))
+    assert weights_digest(tmp_path / "changed") != digest
+
+
+@pytest.mark.parametrize("word", ["", "two words", " <it>", "at", "At"])
+def test_ordinary_words_and_no_words_cannot_be_placeholders(base, word):
+    assert placeholder_error("<it>", base[0].tokenizer) is None
+    assert placeholder_error(word, base[0].tokenizer)
