@@ -5,6 +5,7 @@ the frozen encoder mixes them with the words around it. What it makes for one pi
 ``CrossFusion`` works behind it: the encoded prompt reads the tokens through a gate that begins closed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -92,38 +93,14 @@ class CrossFusion(nn.Module):
         return context + (strength * jnp.tanh(gate) * read).astype(context.dtype)
 
 
-def find_placeholder(
-    ids: Int[np.ndarray, "b t"], token: int, count: int, *, padding: int
-) -> tuple[Int[np.ndarray, "b t"], Int[np.ndarray, "b t"]]:
-    """Prompts in which every placeholder is widened to as many tokens as its attribute has.
+def places_of(ids: Int[np.ndarray, "b t"], word: Sequence[int]) -> Int[np.ndarray, "b t"]:
+    """Where in prompts a placeholder's tokens stand: the index of each among them, and -1 elsewhere.
 
     Args:
-        ids: tokens of the prompts, padded. The last is the end token or padding.
-        token: of the placeholder.
-        count: K, tokens of the attribute.
-        padding: the token that prompts are filled with.
-
-    Returns:
-        the ids, each placeholder ``count`` times; and ``places`` of ``PlaceholderFusion``.
-
-    Raises:
-        ValueError: a prompt has no placeholder, or is too long for it.
+        ids: tokens of prompts in which every placeholder is written out.
+        word: ids of the placeholder's tokens, in order.
     """
-    out, places = np.full_like(ids, padding), np.full_like(ids, -1)
-    for row, given in enumerate(ids):
-        wide: list[int] = []
-        where: list[int] = []
-        # All but the padding behind the end token; padding may be the end token itself.
-        length = len(given) - int(np.argmax(given[::-1] != padding)) + 1 if np.any(given != padding) else 0
-        for one in given[: min(length, len(given))]:
-            wide += [one] * count if one == token else [one]
-            where += list(range(count)) if one == token else [-1]
-        if token not in given:
-            raise ValueError(f"prompt {row + 1} does not have the placeholder in it")
-        if len(wide) > len(given):
-            raise ValueError(
-                f"prompt {row + 1} has {len(wide)} tokens with the attribute's {count}, and the text encoder "
-                f"takes {len(given)}: shorten it"
-            )
-        out[row, : len(wide)], places[row, : len(where)] = wide, where
-    return out, places
+    places = np.full_like(ids, -1)
+    for index, token in enumerate(word):
+        places[ids == token] = index
+    return places

@@ -1,0 +1,145 @@
+"""From a reference to the context that the UNet reads: encoder, filter, fusion, text encoder."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from attrjax.attributes.filters import FILTERS, patch_weight
+from attrjax.attributes.fusion import PlaceholderFusion
+from attrjax.checkpoints.attribute import placeholder_error
+from attrjax.checkpoints.pipeline import Component, Pipeline
+from attrjax.checkpoints.textual_inversion import add_tokens
+from attrjax.models.clip_text import token_embeddings
+from attrjax.models.clip_vision import CLIPVisionModel, patch_states, preprocess
+
+Tree = Any
+
+
+class Word(NamedTuple):
+    """A placeholder that a tokenizer knows.
+
+    Attributes:
+        text: as it stands in prompts.
+        ids: of its K tokens.
+        tokenizer: the base's, with the word.
+        origin: embedding of the word that it begins as, [D].
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokenizer: Any
+    origin: Float[np.ndarray, " d"]
+
+
+def new_word(pipeline: Pipeline, text: str, initial: str, count: int) -> Word:
+    """A placeholder of ``count`` tokens, which begins as another word.
+
+    Args:
+        pipeline: the base.
+        text: the placeholder.
+        initial: a word of the base; of several tokens it is their mean.
+        count: K.
+
+    Raises:
+        ValueError: the placeholder is an ordinary word or no word, or ``initial`` is none.
+    """
+    if error := placeholder_error(text, pipeline.tokenizer):
+        raise ValueError(error)
+    ids = pipeline.tokenizer(initial, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"initial={initial!r} must be a word that the placeholder begins as, such as object")
+    params = pipeline.text_encoder.params
+    origin = np.asarray(token_embeddings(params, jnp.asarray(ids)), np.float32).mean(0)
+    tokenizer, _, words = add_tokens(pipeline.tokenizer, params, {text: np.tile(origin, (count, 1))})
+    return Word(text, tuple(words[text]), tokenizer, origin)
+
+
+def make_filter(kind: str, pipeline: Pipeline, num_tokens: int) -> nn.Module:
+    """A filter of ``FILTERS`` in the width of the base's text encoder.
+
+    Raises:
+        ValueError: there is no such filter.
+    """
+    if kind not in FILTERS:
+        raise ValueError(f"filter={kind!r} must be one of {', '.join(FILTERS)}")
+    return FILTERS[kind](pipeline.text_encoder.config["hidden_size"], num_tokens)
+
+
+def see(
+    encoder: Component, pictures: Float[Array, "b h w 3"], masks: Float[Array, "b h w"], layer: int = -2
+) -> tuple[Float[Array, "b n c"], Float[Array, "b n"]]:
+    """What a filter reads of pictures: features of their patches, and how much of each is foreground.
+
+    Args:
+        encoder: the base's image encoder.
+        pictures: in [-1, 1], square.
+        masks: in [0, 1].
+        layer: whose states are read; -2, that before the last, is IP-Adapter Plus's.
+    """
+    module = encoder.module
+    assert isinstance(module, CLIPVisionModel)
+    seen: Any = module.apply({"params": encoder.params}, preprocess((pictures + 1) / 2, module.image_size))
+    return patch_states(seen, layer), patch_weight(masks, module.image_size // module.patch_size)
+
+
+def attribute_vectors(
+    params: dict[str, Tree],
+    filter_: nn.Module,
+    origin: Float[Array, " d"],
+    states: Float[Array, "b n c"],
+    weight: Float[Array, "b n"],
+) -> Float[Array, "b k d"]:
+    """The placeholder's embeddings for what is seen.
+
+    Args:
+        params: ``filter`` and ``fusion``.
+        filter_: of ``make_filter``.
+        origin: of the word.
+        states, weight: of ``see``.
+    """
+    tokens: Any = filter_.apply({"params": params["filter"]}, states, weight)
+    count = tokens.shape[1]
+    places = jnp.tile(jnp.arange(count), (len(tokens), 1))
+    fused: Any = PlaceholderFusion().apply(
+        {"params": params["fusion"]}, jnp.zeros_like(tokens), places, tokens, origin
+    )
+    return fused
+
+
+def context_of(
+    text: Component,
+    frozen: Tree,
+    ids: Int[Array, "b t"],
+    places: Int[Array, "b t"],
+    vectors: Float[Array, "b k d"],
+) -> Float[Array, "b t d"]:
+    """The text encoder's states of prompts with an attribute's embeddings in them.
+
+    Args:
+        text: the base's text encoder; its parameters are ``frozen``.
+        frozen: they.
+        ids: tokens; those of the placeholder may be outside the table.
+        places: of ``fusion.places_of``.
+        vectors: of ``attribute_vectors``.
+    """
+    inside = jnp.where(places >= 0, 0, ids)
+    embeds = token_embeddings(frozen, inside)
+    index = jnp.maximum(places, 0)[..., None]
+    embeds = jnp.where((places >= 0)[..., None], jnp.take_along_axis(vectors, index, axis=1), embeds)
+    encoded: Any = text.module.apply({"params": frozen}, ids, inputs_embeds=embeds)
+    return encoded.last_hidden_state
+
+
+def init_conditioning(
+    key: Array, filter_: nn.Module, states: Float[Array, "b n c"], weight: Float[Array, "b n"]
+) -> dict[str, Tree]:
+    """Parameters of filter and fusion to begin with."""
+    of_filter, of_fusion = jax.random.split(key)
+    tokens, params = jax.jit(filter_.init_with_output)(of_filter, states, weight)
+    places = jnp.zeros(tokens.shape[:2], jnp.int32)
+    fusion = PlaceholderFusion().init(of_fusion, jnp.zeros_like(tokens), places, tokens, tokens[0, 0])
+    return {"filter": params["params"], "fusion": fusion["params"]}

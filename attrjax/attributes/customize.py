@@ -1,0 +1,286 @@
+"""The task ``customize``: one attribute of one picture is learned into a small file.
+
+Read from top to bottom: the reference is seen and its attribute's filter made; the UNet is split; pairs that
+destroy the other attribute are drawn; the step trains filter, fusion and the UNet's part on them; every few
+steps pictures are made with and without what was learned, and what they have of the reference decides which
+step is kept.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, Key, UInt8
+
+from attrjax.attributes import measure
+from attrjax.attributes.batches import DATA, PRIOR, Learner, batches
+from attrjax.attributes.conditioning import (
+    attribute_vectors,
+    context_of,
+    init_conditioning,
+    make_filter,
+    new_word,
+    see,
+)
+from attrjax.attributes.measure import Probe
+from attrjax.attributes.partition import describe, join, rules_of, split
+from attrjax.attributes.report import write_report
+from attrjax.attrworld.bundled import BASE
+from attrjax.attrworld.judges import load_judges, segment
+from attrjax.checkpoints.attribute import (
+    ATTRIBUTES,
+    FILE_NAME,
+    Attribute,
+    apply_attributes,
+    load_attribute,
+    save_attribute,
+    weights_digest,
+)
+from attrjax.checkpoints.hub import find_base
+from attrjax.checkpoints.pipeline import load_pipeline
+from attrjax.data.references import load_reference
+from attrjax.diffusion.losses import denoising_loss, diffuse, draw_noise, draw_timestep
+from attrjax.diffusion.schedule import sampler_for, schedule_from_config
+from attrjax.fit import begin
+from attrjax.generate import Job, Settings, latent_shape, make_pictures, vae_factor
+from attrjax.models.adapters import bind
+from attrjax.parallel.mesh import make_mesh
+from attrjax.runs import plain, timed, write_record
+from attrjax.sample import base_or_bundled
+from attrjax.training import TrainState, init_state, make_optimizer, make_step, train
+
+INIT = 1 + max(DATA, PRIOR)  # what the run's key is folded with, beside what ``batches`` folds it with
+PROBES = "probes.jsonl"
+
+
+def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
+    """Learn the config's attribute of its reference, and write it to ``workdir/attribute.safetensors``.
+
+    The run directory also gets ``index.html``, which shows what was learned, ``probes.jsonl`` with what was
+    measured, and what every training run has. With ``resume`` it goes on from the newest checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: the reference, its mask or the base cannot be used, or the config does
+            not fit itself.
+        FileExistsError: the run directory holds a run and ``resume`` is false.
+    """
+    if config["attribute"] not in ATTRIBUTES:
+        raise ValueError(f"attribute={config['attribute']!r} must be one of {', '.join(ATTRIBUTES)}")
+    if not 0 < config["probe"]["every"] <= config["steps"]:
+        raise ValueError(
+            f"probe.every={config['probe']['every']} must be at least 1 and at most steps={config['steps']}: "
+            "what is measured decides which step is kept"
+        )
+    directory, root = begin(config, workdir, resume)
+    timings: dict[str, float] = {}
+    started = time.monotonic()
+    with timed(timings, "load"):
+        learner, digest = _learner(config, jax.random.fold_in(root, INIT))
+        similarity = _similarity(config, learner)
+    for line in describe(learner.partition):
+        logging.info("%s", line)
+
+    key = jax.random.fold_in(jax.random.fold_in(root, INIT), 1)
+    params = {
+        **init_conditioning(key, learner.filter, learner.states, learner.weight),
+        "unet": learner.partition.trainable,
+        "adapter": learner.partition.adapter,
+    }
+    with timed(timings, "prior"):
+        batch_at = batches(config, learner, root)
+    frozen = {
+        "unet": learner.partition.frozen,
+        "text": learner.pipeline.text_encoder.params,
+        "origin": jnp.asarray(learner.word.origin),
+    }
+    settings = Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
+    prompts = [prompt.format(learner.word.text) for prompt in config["probe"]["prompts"]]
+    jobs = [Job(prompt, seed) for prompt in prompts for seed in config["probe"]["seeds"]]
+    plain_jobs = [Job(job.prompt.replace(learner.word.text, config["initial"]), job.seed) for job in jobs]
+    with timed(timings, "before and after"):
+        before = np.stack(list(make_pictures(learner.pipeline, plain_jobs, settings)))
+    unmoved = similarity(before)
+
+    def with_attribute(attribute: Attribute) -> UInt8[np.ndarray, "n h w 3"]:
+        tuned, adapters = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=digest)
+        return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters)))
+
+    def look(step: int, state: TrainState) -> None:
+        with timed(timings, "probe, of that"):
+            attribute = to_attribute(jax.device_get(state.params), learner, config, digest)
+            found = measure.probe(config["attribute"], step, unmoved, similarity(with_attribute(attribute)))
+            # A run that goes on measures again what was measured after its checkpoint.
+            others = [one for one in read_probes(directory) if one.step != step]
+            if found.score > max((one.score for one in others), default=-np.inf):
+                save_attribute(directory, attribute)
+            with (directory / PROBES).open("a") as file:
+                file.write(json.dumps({**found._asdict(), "score": found.score}) + "\n")
+        logging.info(
+            "step %d: gain %.3f, leakage %.3f, score %.3f", step, found.gain, found.leakage, found.score
+        )
+
+    optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
+    mesh = make_mesh(**config["mesh"])
+    with timed(timings, "train and probe"):
+        train(
+            init_state(params, optimizer, mesh),
+            make_step(loss_of(config, learner), optimizer, mesh),
+            batch_at,
+            root_key=root,
+            steps=config["steps"],
+            workdir=directory,
+            mesh=mesh,
+            frozen=frozen,
+            log_every=config["log_every"],
+            save_every=config["save_every"],
+            every=(config["probe"]["every"], look),
+        )
+    probes = read_probes(directory)
+    best = max(probes, key=lambda one: one.score)
+    with timed(timings, "before and after"):
+        after = with_attribute(load_attribute(directory))
+    timings["all"] = round(time.monotonic() - started, 3)
+    size = (directory / FILE_NAME).stat().st_size
+    results = {
+        "chosen": best._asdict() | {"score": best.score},
+        "bytes": size,
+        "timings": timings,
+        "mask": learner.reference.origin,
+        "tuned": describe(learner.partition),
+    }
+    write_record(directory, config, {"results": results})
+    write_report(
+        directory,
+        config,
+        learner.reference,
+        [(job.prompt, job.seed) for job in jobs],
+        before,
+        after,
+        probes,
+        results,
+    )
+    logging.info(
+        "the step with the best score is %d: gain %.3f, leakage %.3f; wrote %s (%.2f MB) and index.html",
+        *(best.step, best.gain, best.leakage, directory / FILE_NAME, size / 1e6),
+    )
+
+
+def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """``loss_fn`` of ``training.make_step``: the denoising loss of pairs, and that of the prior."""
+    pipeline = learner.pipeline
+    schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
+    low, high = config["timesteps"]
+    rows, gamma = config["batch_size"], config["snr_gamma"] or None
+
+    def loss_fn(
+        params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        vectors = attribute_vectors(
+            params, learner.filter, frozen["origin"], batch["states"], batch["weight"]
+        )
+        clean = batch["latents"]
+        more = len(clean) - rows
+        vectors = jnp.pad(vectors, ((0, more), (0, 0), (0, 0)))
+        context = context_of(pipeline.text_encoder, frozen["text"], batch["ids"], batch["places"], vectors)
+        keys = jax.vmap(jax.random.split)(jax.random.split(key, len(clean)))
+        t = jax.vmap(lambda k: draw_timestep(k, schedule, low, high))(keys[:, 0])
+        noise = jax.vmap(lambda k: draw_noise(k, clean.shape[1:], config["offset_noise"]))(keys[:, 1])
+        noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
+        variables = {"params": join(params["unet"], frozen["unet"])}
+        if params["adapter"]:
+            variables["adapters"] = bind(params["adapter"])
+        made: Any = pipeline.unet.module.apply(variables, noisy, t, context)
+        mask = jnp.concatenate([batch["mask"], jnp.ones((more, *batch["mask"].shape[1:]))])
+        losses = jax.vmap(
+            lambda m, c, n, s, w: denoising_loss(schedule, m, c, n, s, snr_gamma=gamma, mask=w)
+        )(made, clean, noise, t, mask)
+        loss = losses[:rows].mean()
+        metrics = {"pairs": loss}
+        if more:
+            metrics["prior"] = losses[rows:].mean()
+            loss = loss + config["prior"]["weight"] * metrics["prior"]
+        size = config["code_weight"] * jnp.mean((vectors[:rows] - frozen["origin"]) ** 2)
+        return loss + size, metrics
+
+    return loss_fn
+
+
+def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], digest: str) -> Attribute:
+    """What a file keeps of trained parameters: the reference itself is what the filter then sees."""
+    vectors = attribute_vectors(
+        params, learner.filter, jnp.asarray(learner.word.origin), learner.states, learner.weight
+    )
+    weights = flatten_dict(params["unet"], sep="/")
+    adapter = flatten_dict(params["adapter"], sep="/")
+    keep = ("filter", "partition", "steps", "batch_size", "optimizer", "seed", "num_tokens")
+    return Attribute(
+        attribute=config["attribute"],
+        word=learner.word.text,
+        initial=config["initial"],
+        base=digest,
+        vectors=np.asarray(vectors[0]),
+        origin=learner.word.origin,
+        weights={name: np.asarray(leaf) for name, leaf in weights.items()},
+        adapter={name: np.asarray(leaf) for name, leaf in adapter.items()},
+        recipe={name: plain(config[name]) for name in keep}
+        | {"example": config["probe"]["prompts"][0].format(learner.word.text)},
+    )
+
+
+def read_probes(directory: Path) -> list[Probe]:
+    """What a run has measured, by step; of a step that was measured twice, the last."""
+    path = directory / PROBES
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = {line["step"]: Probe(**{name: line[name] for name in Probe._fields}) for line in lines}
+    return [found[step] for step in sorted(found)]
+
+
+def _learner(config: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Learner, str]:
+    base = find_base(base_or_bundled(config["base"]), config["variant"] or None)
+    pipeline = load_pipeline(base, variant=config["variant"] or None)
+    if pipeline.image_encoder is None:
+        raise ValueError(
+            f"{base} has no image_encoder, which the reference is seen with: add a CLIP vision tower"
+        )
+    factor = vae_factor(pipeline)
+    side = latent_shape(pipeline, Settings(height=config["size"], width=config["size"]), [])[0] * factor
+    judges = load_judges()
+    reference = load_reference(
+        config["reference"] or BASE.parent / "references" / f"{config['attribute']}.png",
+        mask=config["mask"] or None,
+        size=side,
+        segmenter=lambda picture: _segment(judges, picture),
+    )
+    word = new_word(pipeline, config["placeholder"], config["initial"], config["num_tokens"])
+    filter_ = make_filter(config["filter"], pipeline, config["num_tokens"])
+    rules = config["partition"]
+    rules = rules_of(rules, config["rule"]) if isinstance(rules, str) else [tuple(rule) for rule in rules]
+    partition = split(pipeline.unet.params, rules, jax.random.fold_in(key, 0))
+    states, weight = see(pipeline.image_encoder, reference.picture[None], reference.mask[None])
+    learner = Learner(pipeline, reference, word, filter_, partition, states, weight)
+    return learner, weights_digest(base, config["variant"] or None)
+
+
+def _similarity(config: Mapping[str, Any], learner: Learner) -> measure.Similarity:
+    judges = load_judges()
+    if not config["base"]:
+        return measure.judged(judges, learner.reference)
+    assert learner.pipeline.image_encoder is not None
+    return measure.encoded(
+        learner.pipeline.image_encoder, learner.reference, lambda picture: _segment(judges, picture)
+    )
+
+
+def _segment(judges: Any, picture: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+    """The bundled segmenter's mask, in the picture's size."""
+    height, width = picture.shape[:2]
+    small = np.asarray(jax.image.resize(picture, (64, 64, 3), "cubic", antialias=True))
+    mask = segment(judges, np.clip(small, -1, 1)[None])[0]
+    return np.clip(np.asarray(jax.image.resize(mask, (height, width), "linear")), 0, 1)

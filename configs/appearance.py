@@ -1,0 +1,31 @@
+"""The appearance of one picture, learned into a small file.
+
+python -m attrjax.main --config=configs/appearance.py --workdir=runs/appearance --config.reference=my.png
+
+configs/shape.py says what else can be given and what is written. Then
+
+python -m attrjax.main --config=configs/sample.py --config.attributes='("runs/appearance",)'
+--config.prompts='("a mug made of <appearance>",)' --workdir=runs/mine
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shape
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """All that can be set, with ``--config.NAME=VALUE``."""
+    config = shape.get_config(arg)
+    config.attribute = "appearance"
+    config.placeholder = "<appearance>"
+    config.initial = "stone wood metal"  # the mean of these words
+    config.filter = "appearance"
+    config.partition = "decoder"
+    config.steps = 100
+    config.probe.prompts = (
+        "a ball made of {}",
+        "a vase made of {}",
+        "a chair made of {}",
+        "a star made of {}",
+    )
+    return config

@@ -1,0 +1,83 @@
+"""The shape of one picture, learned into a small file.
+
+python -m attrjax.main --config=configs/shape.py --workdir=runs/shape --config.reference=my.png
+
+    --config.mask=my-mask.png     what in the picture is meant; else its transparency, or what a segmenter
+                                  finds
+    --config.base=DIR             another base than the bundled one: a directory in diffusers layout with an
+                                  image_encoder
+
+Without a reference it learns from a picture that comes with the package. Writes runs/shape/index.html, which
+shows what came of it, and runs/shape/attribute.safetensors. Then
+
+python -m attrjax.main --config=configs/sample.py --config.attributes='("runs/shape",)'
+--config.prompts='("a <shape> made of marble",)' --workdir=runs/mine
+"""
+
+from ml_collections import ConfigDict
+
+from attrjax.arguments import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """All that can be set, with ``--config.NAME=VALUE``."""
+    parse_arg(arg)
+    config = ConfigDict()
+    config.task = "customize"
+    config.seed = 0
+
+    # What is learned.
+    config.attribute = "shape"
+    config.reference = ""  # a picture; "" is one that comes with the package
+    config.mask = ""  # a picture of the same size, white where the foreground is
+    config.base = ""  # a directory in diffusers layout, or a Hub id; "" is the bundled base
+    config.variant = ""  # which of its weight files: fp16 for *.fp16.safetensors
+    config.size = 0  # pixels of a side; 0 is the base's own
+
+    # How it enters the prompt.
+    config.placeholder = "<shape>"
+    config.initial = "object"  # what the placeholder begins as, and is at strength 0
+    config.filter = "shape"  # or mlp
+    config.num_tokens = 4
+
+    # What is tuned: a part of the UNet (encoder, decoder, mid, full, cross_attention, ...) by a rule (train,
+    # lora:RANK, offset:RANK), or a list of (regex, rule).
+    config.partition = "encoder"
+    config.rule = "train"
+    config.timesteps = (0, 1000)
+
+    # How it is learned.
+    config.steps = 150
+    config.batch_size = 8  # pairs drawn from the reference
+    config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10, "decay": "constant"})
+    config.snr_gamma = 0.0  # gamma of min-SNR weights; 0 for none
+    config.offset_noise = 0.0
+    config.backdrop_weight = 0.3  # of the error outside of the mask
+    config.code_weight = 0.01  # of the placeholder's distance from what it began as
+    # Pictures of the base itself, made anew beside the pairs so that it forgets nothing.
+    config.prior = ConfigDict(
+        {
+            "count": 16,
+            "rows": 4,
+            "weight": 1.0,
+            "prompts": ("a vase made of marble", "a red ball", "a wooden chair", "a mug with zebra stripes"),
+        }
+    )
+
+    # Every few steps pictures are made of these prompts, and decide which step is kept.
+    config.probe = ConfigDict(
+        {
+            "every": 25,
+            "prompts": ("a red {}", "a {} made of marble", "a {} with zebra stripes", "a wooden {}"),
+            "seeds": (0, 1),
+            "steps": 12,
+            "guidance": 4.0,
+            "batch_size": 8,
+        }
+    )
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.log_every = 10
+    config.save_every = 50
+    config.cache_dir = "~/.cache/attrjax/jit"  # compiled programs are kept here; "" for nowhere
+    return config

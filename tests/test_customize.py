@@ -1,0 +1,133 @@
+"""One attribute of a picture, from its file to a new picture, on a base of a few thousand weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+from attrjax.attributes.customize import customize, read_probes
+from attrjax.checkpoints.attribute import load_attribute
+from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
+from attrjax.sample import sample
+from configs import appearance, shape
+from configs import sample as sample_config
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A picture of a striped disc, and its mask."""
+    rows, columns = np.mgrid[:64, :64]
+    mask = (rows - 30) ** 2 + (columns - 34) ** 2 < 18**2
+    stripes = np.where(rows[..., None] // 4 % 2, (200, 40, 30), (240, 230, 60))
+    picture = np.where(mask[..., None], stripes, (120, 140, 200)).astype(np.uint8)
+    directory = tmp_path_factory.mktemp("reference")
+    Image.fromarray(picture).save(directory / "disc.png")
+    Image.fromarray(255 * mask.astype(np.uint8)).save(directory / "mask.png")
+    return directory / "disc.png", directory / "mask.png"
+
+
+def small(config, base, reference, **changes):
+    config.update({"base": str(base), "reference": str(reference[0]), "mask": str(reference[1])})
+    config.update({"steps": 2, "batch_size": 2, "save_every": 1, "log_every": 1})
+    config.cache_dir = str(reference[0].parent / "jit")
+    config.update({"initial": "at", "num_tokens": 2})
+    config.optimizer.warmup = 1
+    config.prior.update({"count": 2, "rows": 1, "prompts": ("at",)})
+    config.probe.update({"every": 1, "prompts": ("a {}",), "seeds": (0,), "steps": 2, "batch_size": 1})
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def learned(small_base, reference, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "shape"
+    customize(small(shape.get_config(), small_base, reference), str(workdir))
+    return workdir
+
+
+def test_a_run_leaves_a_file_a_page_and_what_was_measured(learned):
+    attribute = load_attribute(learned)
+    assert (attribute.attribute, attribute.word) == ("shape", "<shape>")
+    assert attribute.vectors.shape[0] == 2
+    probes = read_probes(learned)
+    assert [one.step for one in probes] == [1, 2]
+    results = json.loads((learned / "run.json").read_text())["results"]
+    assert results["chosen"]["score"] == max(one.score for one in probes)
+    text = (learned / "index.html").read_text()
+    assert "The shape of one picture" in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
+    attribute = load_attribute(learned)
+    before = flatten_dict(load_pipeline(small_base).unet.params, sep="/")
+    assert all(path.startswith("down_blocks_") for path in attribute.weights)
+    assert attribute.weights.keys() == {path for path in before if path.startswith("down_blocks_")}
+    moved = [np.abs(leaf - before[path]).max() for path, leaf in attribute.weights.items()]
+    assert np.median(moved) > 1e-4
+
+
+def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, reference, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(learned, again)
+    shutil.rmtree(again / "checkpoints/2")
+    (again / "attribute.safetensors").unlink()
+    lines = (again / "probes.jsonl").read_text().splitlines(keepends=True)
+    (again / "probes.jsonl").write_text("")
+    shutil.rmtree(again / "checkpoints/1")  # from the beginning, by way of --resume
+    customize(small(shape.get_config(), small_base, reference), str(again), resume=True)
+    assert (again / "probes.jsonl").read_text() == "".join(lines)
+    name = "attribute.safetensors"
+    assert (again / name).read_bytes() == (learned / name).read_bytes()
+
+
+def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
+    config = sample_config.get_config()
+    config.update({"base": str(small_base), "steps": 2, "seeds": (0,), "cache_dir": "", "guidance": 2.0})
+    config.update({"prompts": ("a red <shape>",), "attributes": (str(learned),)})
+    sample(config, str(tmp_path / "with"))
+    config.attribute_strengths = (0.0,)
+    sample(config, str(tmp_path / "without"))
+    pictures = [
+        np.asarray(Image.open(next((tmp_path / name / "samples").glob("*.png")))).astype(int)
+        for name in ("with", "without")
+    ]
+    assert np.abs(pictures[0] - pictures[1]).max() > 2
+    config.prompts = ("a red vase",)
+    with pytest.raises(ValueError, match="no prompt has <shape> in it"):
+        sample(config, str(tmp_path / "forgotten"))
+    config.update({"prompts": ("a <shape>",), "attribute_strengths": (1.0, 0.5)})
+    with pytest.raises(ValueError, match="2 attribute_strengths for 1 attributes"):
+        sample(config, str(tmp_path / "unequal"))
+
+
+def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, reference, tmp_path):
+    config = small(appearance.get_config(), small_base, reference, rule="lora:2", steps=1)
+    customize(config, str(tmp_path / "appearance"))
+    attribute = load_attribute(tmp_path / "appearance")
+    assert not attribute.weights and attribute.adapter
+    assert all(path.startswith("up_blocks_") for path in attribute.adapter)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"placeholder": "at"}, "ordinary word"),
+        ({"attribute": "pose"}, "must be one of shape, appearance"),
+        ({"filter": "cnn"}, "must be one of mlp"),
+        ({"partition": "encodr"}, "did you mean 'encoder'"),
+        ({"initial": ""}, "must be a word that the placeholder begins as"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_in_one_line(small_base, reference, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        customize(small(shape.get_config(), small_base, reference, **changes), str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_that_cannot_see_is_refused(small_base, reference, tmp_path):
+    save_pipeline(tmp_path / "blind", load_pipeline(small_base, components=REQUIRED))
+    with pytest.raises(ValueError, match="has no image_encoder"):
+        customize(small(shape.get_config(), tmp_path / "blind", reference), str(tmp_path / "run"))
