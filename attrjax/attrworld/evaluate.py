@@ -20,7 +20,6 @@ from attrjax.attrworld import looks, shapes
 from attrjax.attrworld.batches import slices
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.captions import caption, prompt
-from attrjax.attrworld.fit import begin
 from attrjax.attrworld.judges import (
     Judges,
     classify_appearance,
@@ -34,6 +33,7 @@ from attrjax.attrworld.scenes import Drawn, draw_scenes, generator_of, unseen
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.data.prompts import text_encoder
+from attrjax.fit import begin
 from attrjax.generate import Job, Settings, make_pictures
 from attrjax.models.vae import AutoencoderKL
 from attrjax.report.grid import labelled_grid
@@ -65,11 +65,11 @@ def evaluate(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -
 
     # Captions as natural as in training, and pictures of what they were drawn from.
     generator = generator_of(jax.random.fold_in(root, NATURAL))
-    drawn = draw_scenes(generator, config["prompts"])
+    drawn = draw_scenes(generator, config["captions"])
     captions = [caption(facts, generator) for facts in drawn.facts]
     natural = make(pipeline, captions, config["seed"] + len(pairs), settings)
     true = seen(drawn)
-    other = seen(draw_scenes(generator_of(jax.random.fold_in(root, OTHERS)), config["prompts"]))
+    other = seen(draw_scenes(generator_of(jax.random.fold_in(root, OTHERS)), config["captions"]))
     features = [both_embeddings(judges, pictures) for pictures in (natural, true, other)]
     results["frechet_distance"] = frechet_distance(features[0], features[1])
     results["frechet_distance_of_renders"] = frechet_distance(features[2], features[1])

@@ -28,6 +28,7 @@ from attrjax.models.layers import Conv, GroupNorm, LayerNorm, Linear
 SIZE = 64  # pixels of a side of the pictures that are judged
 CANVAS = 48  # of the centred mask
 WINDOW = 2.3  # half the canvas in deviations of the object's pixels from their middle
+KEPT = 16  # features of the appearance judge that ships, of those that it was trained with
 MOST = 32  # pictures that are judged at once; more fall out of a CPU's cache
 Pictures = Float[Array | np.ndarray, "n 64 64 3"]  # in [-1, 1]
 SHIPPED = Path(__file__).parent / "judge_weights"
@@ -105,7 +106,7 @@ class AppearanceJudge(nn.Module):
     """
 
     families: int
-    features: int = 64
+    features: int = KEPT
     width: int = 64
 
     @nn.compact
@@ -121,11 +122,7 @@ class AppearanceJudge(nn.Module):
         x = nn.silu(LayerNorm(name="norm_out")(x))
         x = nn.silu(Linear(2 * self.width, name="expand")(x))
         mean = (weight * x).sum((1, 2))
-        # A thin shape has few places, which vary less around their own mean: the estimate without bias does
-        # not tell how many there were.
-        variance = (weight * (x - mean[:, None, None]) ** 2).sum((1, 2))
-        variance = variance / jnp.maximum(1 - (weight**2).sum((1, 2)), 0.1)
-        spread = jnp.sqrt(variance + 1e-4)
+        spread = jnp.sqrt((weight * (x - mean[:, None, None]) ** 2).sum((1, 2)) + 1e-4)
         y = nn.silu(Linear(2 * self.width, name="pool")(jnp.concatenate([mean, spread], -1)))
         embedding = _unit(Linear(self.features, name="embed")(y))
         return embedding, 16 * Linear(self.families, name="head")(embedding)
@@ -151,14 +148,14 @@ def abstract_params(part: str, families: int) -> Any:
     return jax.eval_shape(functools.partial(init_params, part, families), jax.random.key(0))
 
 
-def init_params(part: str, families: int, key: Array) -> Any:
-    """Parameters to begin with."""
+def init_params(part: str, families: int, key: Array, *, features: int = KEPT) -> Any:
+    """Parameters to begin with; ``features`` are the appearance judge's."""
     pictures, mask = jnp.zeros((1, SIZE, SIZE, 3)), jnp.ones((1, SIZE, SIZE))
     if part == "segmenter":
         return Segmenter().init(key, pictures)["params"]
     if part == "shape":
         return ShapeJudge(families).init(key, centred(mask))["params"]
-    return AppearanceJudge(families).init(key, pictures, mask)["params"]
+    return AppearanceJudge(families, features).init(key, pictures, mask)["params"]
 
 
 def load_judges(directory: str | Path | None = None) -> Judges:
@@ -222,9 +219,9 @@ def _shape(segmenter, shape, pictures):
 
 @jax.jit
 def _appearance(segmenter, appearance, pictures):
-    families = appearance["head"]["bias"].shape[0]
+    features, families = appearance["head"]["kernel"].shape
     mask = mask_of(segmenter, pictures)
-    return AppearanceJudge(families).apply({"params": appearance}, pictures, mask)
+    return AppearanceJudge(families, features).apply({"params": appearance}, pictures, mask)
 
 
 def _in_batches(function: Callable, params: tuple, pictures: Any) -> Any:

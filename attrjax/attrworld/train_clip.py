@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from attrjax.attrworld.batches import DATA, INIT, NAMES, NOISE, captioned_at, rendered, told_at
 from attrjax.attrworld.bundled import BASE
-from attrjax.attrworld.fit import begin, fit
 from attrjax.checkpoints.pipeline import (
     Component,
     build_network,
@@ -21,6 +20,7 @@ from attrjax.checkpoints.pipeline import (
     save_component,
     save_tokenizer,
 )
+from attrjax.fit import begin, fit
 from attrjax.models.clip_vision import preprocess
 from attrjax.runs import plain, write_record
 
@@ -87,8 +87,6 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         return
     read_by = {name: float(value) for name, value in _measured(reading_loss, params, told, reading).items()}
     logging.info("of fresh captions the text tower tells: %s", read_by)
-    save_component(directory / "text_encoder", "text_encoder", Component(text, params["text"], text_config))
-    save_tokenizer(directory / "tokenizer", tokenizer)
     locked = {name: leaf for name, leaf in params["text"].items() if name != PROJECTION}
 
     def contrast_loss(
@@ -128,6 +126,7 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     }
     for name, tower in towers.items():
         save_component(directory / name, name, tower)
+    save_tokenizer(directory / "tokenizer", tokenizer)
     among = config["rows"] * config["columns"]
     write_record(directory, config, {"results": {"reading": read_by, "among": among, "contrast": found}})
     logging.info("among %d captions, and the families of pictures: %s", among, found)

@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from attrjax.attrworld import looks, shapes
 from attrjax.attrworld.batches import DATA, INIT, NOISE, rendered, rows_here
-from attrjax.attrworld.fit import begin, fit
 from attrjax.attrworld.judges import (
     SIZE,
     AppearanceJudge,
@@ -29,9 +28,11 @@ from attrjax.attrworld.render import Scene
 from attrjax.attrworld.scenes import draw_scenes, generator_of
 from attrjax.checkpoints.files import write_json
 from attrjax.checkpoints.params import load_params, save_params
+from attrjax.fit import begin, fit
 from attrjax.runs import plain, write_record
 
 REPLAY = 1 + max(DATA, NOISE, INIT)  # what the key of the choice of chunks is folded with
+REDUCED_ON = 24  # chunks by which the appearance judge's directions are chosen
 PARTS = ("segmenter", "shape", "appearance")
 FAMILIES = {"segmenter": (), "shape": tuple(shapes.FAMILIES), "appearance": tuple(looks.FAMILIES)}
 
@@ -67,17 +68,21 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
             source = Path(config["segmenter_from"] or made)
             segmenter = load_params(source, "segmenter", abstract_params("segmenter", 0))
         key = jax.random.fold_in(root, index)
-        params = init_params(part, len(FAMILIES[part]), jax.random.fold_in(key, INIT))
         settings = {**plain(config), **plain(config[part])}
-        batch_at = replayed(
-            chunks_of(part, settings, key, segmenter), key, settings["replay"], settings["window"]
-        )
+        features = {"features": settings["features"]} if part == "appearance" else {}
+        params = init_params(part, len(FAMILIES[part]), jax.random.fold_in(key, INIT), **features)
+        chunk = chunks_of(part, settings, key, segmenter)
+        batch_at = replayed(chunk, key, settings["replay"], settings["window"])
         loss_fn: Callable = _segmenter_loss
         if part != "segmenter":
             loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"])
         params = fit(settings, directory / part, key, params, loss_fn, batch_at)
         if params is None:
             return
+        if part == "appearance":
+            # Chunks after the last one that it was trained on.
+            first = settings["steps"]
+            params = reduced(params, [chunk(i) for i in range(first, first + REDUCED_ON)], settings["kept"])
         save_params(made, part, params, dtype=np.float16)
         results[part] = sum(leaf.size for leaf in jax.tree.leaves(params))
         logging.info("wrote %s, %.2f million parameters", made / part, results[part] / 1e6)
@@ -237,7 +242,8 @@ def _judge_loss(
         noise = 0.04 * jax.random.uniform(first, (n, 1, 1, 1)) ** 2
         picture = batch["picture"] / 127.5 - 1
         picture = picture + noise * jax.random.normal(second, picture.shape)
-        judge = AppearanceJudge(len(FAMILIES[part]))
+        features, families = params["head"]["kernel"].shape
+        judge = AppearanceJudge(families, features)
         embedding, logits = in_groups(lambda *some: judge.apply({"params": params}, *some), 32, picture, mask)
     named = family >= 0
     labels = jnp.maximum(family, 0)
@@ -250,6 +256,34 @@ def _judge_loss(
     leak = leak_of(embedding, batch["instance"], batch["other"])
     metrics = {"contrast": contrast, "accuracy": accuracy, "nearest": found, "leak": leak}
     return contrast + entropy + leak_weight * leak, metrics
+
+
+def reduced(params: Any, chunks: Sequence[Mapping[str, np.ndarray]], kept: int) -> Any:
+    """An appearance judge with the directions of its embedding alone in which materials differ most.
+
+    In the others materials differ little, and it is there that a linear probe finds the shape. They are found
+    by principal components of the means of instances, and folded into the last layers.
+
+    Args:
+        params: of the judge.
+        chunks: of ``chunks_of``.
+        kept: how many directions.
+    """
+    features, families = params["head"]["kernel"].shape
+    judge = AppearanceJudge(families, features)
+    embed = jax.jit(lambda picture, mask: judge.apply({"params": params}, picture, mask)[0])
+    means = []
+    for chunk in chunks:
+        found = np.asarray(embed(chunk["picture"] / 127.5 - 1, chunk["mask"] / 255.0))
+        means += [found[chunk["instance"] == one].mean(0) for one in np.unique(chunk["instance"])]
+    spread = np.cov(np.stack(means), rowvar=False)
+    directions = np.linalg.eigh(spread)[1][:, ::-1][:, :kept]
+    last, head = params["embed"], params["head"]
+    return {
+        **params,
+        "embed": {name: np.asarray(leaf) @ directions for name, leaf in last.items()},
+        "head": {"kernel": directions.T @ head["kernel"], "bias": head["bias"]},
+    }
 
 
 def in_groups(function: Callable, group: int, *arrays: Array) -> Any:

@@ -10,7 +10,6 @@ from absl import logging
 from jaxtyping import Array, Float, Key
 
 from attrjax.attrworld.batches import DATA, INIT, rendered
-from attrjax.attrworld.fit import begin, fit
 from attrjax.attrworld.pool import pooled_at
 from attrjax.attrworld.render import Scene
 from attrjax.checkpoints.pipeline import (
@@ -24,6 +23,7 @@ from attrjax.checkpoints.pipeline import (
 from attrjax.data.pictures import png_bytes
 from attrjax.diffusion.losses import denoising_loss, diffuse, draw_noise, draw_timestep
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
+from attrjax.fit import begin, fit
 from attrjax.generate import Settings, generate
 from attrjax.models.vae import scale_latents
 from attrjax.report.grid import labelled_grid

@@ -10,11 +10,11 @@ from absl import logging
 from jaxtyping import Array, Float, Key
 
 from attrjax.attrworld.batches import INIT, rendered, scenes_at, slices, squared_error_to_psnr
-from attrjax.attrworld.fit import begin, fit
 from attrjax.attrworld.render import Scene
 from attrjax.attrworld.scenes import draw_scenes, generator_of
 from attrjax.checkpoints.pipeline import Component, build_network, load_component, save_component
 from attrjax.data.pictures import png_bytes, to_uint8
+from attrjax.fit import begin, fit
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_record, write_whole
 from attrjax.training import TrainState

@@ -32,9 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "batch_size": 128,
             "steps": 500,
-            "optimizer": ConfigDict(
-                {"learning_rate": 2e-3, "warmup": 50, "weight_decay": 0.05, "b2": 0.98}
-            ),
+            "optimizer": ConfigDict({"learning_rate": 2e-3, "warmup": 50, "weight_decay": 0.05, "b2": 0.98}),
         }
     )
     # Then, locked, it is what the image tower learns to agree with. A batch is every one of so many shapes in

@@ -1,4 +1,4 @@
-"""What the training tasks of the world have in common: from a config and a loss to trained parameters."""
+"""From a config and a loss to trained parameters: what training tasks have in common."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
