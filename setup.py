@@ -76,7 +76,9 @@ setup(
     package_data={
         "attrjax": ["py.typed"],
         # The bundled base and the judges, and what they are made from.
-        "attrjax.attrworld": ["english.txt", "model_card.md", "base/*", "base/*/*", "judge_weights/*"],
+        "attrjax.attrworld": [
+            *("english.txt", "model_card.md", "base/*", "base/*/*", "judge_weights/*", "references/*"),
+        ],
     },
     python_requires=">=3.11,<3.14",
     install_requires=REQUIRES,

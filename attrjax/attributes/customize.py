@@ -32,8 +32,8 @@ from attrjax.attributes.conditioning import (
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.partition import describe, join, rules_of, split
 from attrjax.attributes.report import write_report
-from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.judges import load_judges, segment
+from attrjax.attrworld.reference_pictures import DIRECTORY as REFERENCES
 from attrjax.checkpoints.attribute import (
     ATTRIBUTES,
     FILE_NAME,
@@ -253,7 +253,7 @@ def _learner(config: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Learner, s
     side = latent_shape(pipeline, Settings(height=config["size"], width=config["size"]), [])[0] * factor
     judges = load_judges()
     reference = load_reference(
-        config["reference"] or BASE.parent / "references" / f"{config['attribute']}.png",
+        config["reference"] or REFERENCES / f"{config['attribute']}.png",
         mask=config["mask"] or None,
         size=side,
         segmenter=lambda picture: _segment(judges, picture),
