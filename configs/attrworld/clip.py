@@ -2,9 +2,9 @@
 
 python -m attrjax.main --config=configs/attrworld/clip.py --workdir=runs/clip
 
-Trains on captioned pictures that are rendered as it trains, and writes runs/clip/text_encoder,
-image_encoder and tokenizer. It goes on with --resume. A step takes 1.9 s on one core of a Zen 4 CPU; the
-whole run, 24 minutes, has not been made with grids yet.
+Trains on captions, and then on captioned pictures that are rendered as it trains, and writes
+runs/clip/text_encoder, image_encoder and tokenizer. It goes on with --resume. On one core of a Zen 4 CPU the
+text takes 5 minutes; a step with pictures takes 1.6 s.
 """
 
 from ml_collections import ConfigDict
