@@ -36,16 +36,17 @@ def test_the_autoencoder_reconstructs_pictures_that_it_has_not_seen(pipeline):
     assert reconstruction(pipeline, pictures) >= 29.0
 
 
-def test_judges_find_the_materials_that_64_prompts_name(pipeline):
-    # Pairs that no training picture has, each with noise of its own: the bound is looser than what
-    # configs/attrworld/evaluate.py measures. Of shapes there is none: this base does not draw them yet.
+def test_judges_find_the_shapes_and_materials_that_64_prompts_name(pipeline):
+    # Pairs that no training picture has, each with noise of its own: the bounds are looser than the 97 % and
+    # 91 % that configs/attrworld/evaluate.py measures on 2,000 in more steps.
     pairs = unseen_pairs(64)
     settings = Settings(steps=12, guidance=4.0, batch_size=16)
     noise = np.random.default_rng(5).standard_normal((64, 16, 16, pipeline.vae.module.latent_channels))
     prompts = [prompt(*pair) for pair in pairs]
     made = generate(pipeline, prompts, [0], settings, latents=noise.astype(np.float32))
     shares = found(load_judges(), made, pairs, "made")
-    assert shares["material_found_in_made"] >= 0.7
+    assert shares["shape_found_in_made"] >= 0.88
+    assert shares["material_found_in_made"] >= 0.8
 
 
 def test_pictures_are_what_is_asked_for_and_not_one_picture(pipeline):

@@ -4,7 +4,7 @@ python -m attrjax.main --config=configs/attrworld/judges.py --workdir=runs/judge
 
 Trains on pictures that are rendered as it trains, and writes runs/judges/judges. It goes on with --resume.
 On one core of a Zen 4 CPU it takes 18 minutes; on held-out families shapes are retrieved in 99.8 % and
-materials in 96.8 %.
+materials in 95.2 %.
 """
 
 from ml_collections import ConfigDict
