@@ -54,7 +54,7 @@ def new_word(pipeline: Pipeline, text: str, initial: str, count: int) -> Word:
         raise ValueError(f"initial={initial!r} must be a word that the placeholder begins as, such as object")
     params = pipeline.text_encoder.params
     origin = np.asarray(token_embeddings(params, jnp.asarray(ids)), np.float32).mean(0)
-    tokenizer, _, words = add_tokens(pipeline.tokenizer, params, {text: np.tile(origin, (count, 1))})
+    tokenizer, _, words = add_tokens(pipeline.tokenizer, params, {text: jnp.tile(origin, (count, 1))})
     return Word(text, tuple(words[text]), tokenizer, origin)
 
 

@@ -263,7 +263,9 @@ def _learner(config: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Learner, s
     rules = config["partition"]
     rules = rules_of(rules, config["rule"]) if isinstance(rules, str) else [tuple(rule) for rule in rules]
     partition = split(pipeline.unet.params, rules, jax.random.fold_in(key, 0))
-    states, weight = see(pipeline.image_encoder, reference.picture[None], reference.mask[None])
+    states, weight = see(
+        pipeline.image_encoder, jnp.asarray(reference.picture[None]), jnp.asarray(reference.mask[None])
+    )
     learner = Learner(pipeline, reference, word, filter_, partition, states, weight)
     return learner, weights_digest(base, config["variant"] or None)
 

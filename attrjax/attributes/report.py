@@ -40,7 +40,7 @@ def write_report(
         results: ``chosen``, ``bytes``, ``timings``, ``mask``, ``tuned``, ``initial_score``.
     """
     attribute, chosen = config["attribute"], results["chosen"]
-    picture, mask = to_uint8(reference.picture[None])[0], np.uint8(np.round(255 * reference.mask))
+    picture, mask = to_uint8(reference.picture[None])[0], np.round(255 * reference.mask).astype(np.uint8)
     origins = {
         "given": "the mask that was given",
         "alpha": "the picture's transparency",
