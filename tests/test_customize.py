@@ -104,7 +104,7 @@ def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
 
 
 def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, reference, tmp_path):
-    config = small(appearance.get_config(), small_base, reference, rule="lora:2", steps=1)
+    config = small(appearance.get_config(), small_base, reference, rule="lora:2")
     customize(config, str(tmp_path / "appearance"))
     attribute = load_attribute(tmp_path / "appearance")
     assert not attribute.weights and attribute.adapter

@@ -20,13 +20,13 @@ from attrjax.main import TASKS
 from configs import demo as demo_config
 from configs.attrworld import contact_sheet as contact_sheet_config
 
-PROMPTS = ["a red vase", "a vase made of brick", "a red mug", "a mug made of brick"]
+PROMPTS = ["a red vase", "a vase made of wood", "a red mug", "a mug made of wood"]
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     config = demo_config.get_config()
-    config.shapes, config.materials = ("vase", "mug"), ("red", "brick")
+    config.shapes, config.materials = ("vase", "mug"), ("red", "wood")
     config.steps, config.batch_size = 2, 4
     config.cache_dir = str(tmp_path_factory.mktemp("cache"))
     return config
@@ -50,7 +50,7 @@ def test_the_run_has_every_picture_and_a_page_with_them(finished):
     assert len(record["pictures"]) == 4 and {"load", "compile", "make"} <= record["timings"].keys()
     text = (finished / "index.html").read_text()
     assert text.count("<img ") == 4 and all(f'alt="{prompt}"' in text for prompt in PROMPTS)
-    for label in ("vase", "mug", "red", "brick"):
+    for label in ("vase", "mug", "red", "wooden"):
         assert f">{label}</th>" in text
     # That pair is held out of the bundled base's training.
     assert text.count('class="marked"') == 1 and "never saw the 1 outlined" in text

@@ -21,6 +21,7 @@ from attrjax.attrworld.materials import Material, surface
 from attrjax.attrworld.sdf import Shape, distance
 
 TRACE_STEPS, SHADOW_STEPS = 22, 8
+HIT = 0.05  # of a pixel: a ray that comes as near as this to a surface has hit it
 DISTANCE = 6.0  # of the camera from the middle of the world
 # A ball around every shape; rays begin where they enter it.
 BOUND, BOUND_CENTER = 1.55, -0.1
@@ -162,7 +163,8 @@ def _trace(shape: Shape, eye, ray, pixel):
     # The first round moves by nothing and measures where the ray begins; its zero distance is not counted.
     t, d, _, _ = step(0, carry)
     _, _, best, best_t = lax.fori_loop(0, TRACE_STEPS, step, (t, d, far, start))
-    return best_t, jnp.where(gap < BOUND**2, jnp.clip(1 - best, 0, 1), 0)
+    # Rays that hit stop a little above the surface, and are covered in whole all the same.
+    return best_t, jnp.where(gap < BOUND**2, jnp.clip(1 + HIT - best, 0, 1), 0)
 
 
 def _normal(shape: Shape, point, width):
