@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from tqdm import tqdm
 
+from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.attrworld.captions import prompt
 from attrjax.attrworld.contact_sheet import material_label, shape_label
 from attrjax.attrworld.scenes import unseen
@@ -34,7 +35,7 @@ from attrjax.runs import (
     write_record,
     write_whole,
 )
-from attrjax.sample import base_or_bundled, picture_path
+from attrjax.sample import picture_path
 
 # A run that goes on may make its pictures at another pace.
 MAY_CHANGE = ("batch_size", "cache_dir")

@@ -37,25 +37,26 @@ def fit(
     batch_at: Callable[[int], PyTree],
     *,
     frozen: PyTree = None,
-    show: Callable[[int, TrainState], None] | None = None,
+    every: tuple[int, Callable[[int, TrainState], None]] | None = None,
 ) -> PyTree | None:
     """Train as the config says.
 
     Args:
         config: ``steps``, ``optimizer`` (arguments of ``make_optimizer``), ``ema_decay``, ``mesh``
-            (arguments of ``make_mesh``), ``log_every``, ``save_every``, ``max_seconds`` (0 is no limit).
+            (arguments of ``make_mesh``), ``log_every``, ``save_every``, ``max_seconds`` (0 is no limit). With
+            ``ema_decay`` 0 there is no moving average.
         directory, root: of ``begin``.
         params: to begin with.
-        loss_fn, batch_at, frozen: as in ``training.train``.
-        show: called at every save with the step and the state, to make pictures of it.
+        loss_fn, batch_at, frozen, every: as in ``training.train``.
 
     Returns:
-        the moving average of the parameters at the end; None where the time was up before.
+        the moving average of the parameters at the end, or without one the parameters; None where the time
+        was up before.
     """
     mesh = make_mesh(**config["mesh"])
     optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
     result = train(
-        init_state(params, optimizer, mesh, ema=True),
+        init_state(params, optimizer, mesh, ema=config["ema_decay"] > 0),
         make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"]),
         batch_at,
         root_key=root,
@@ -66,9 +67,10 @@ def fit(
         log_every=config["log_every"],
         save_every=config["save_every"],
         max_seconds=config["max_seconds"] or None,
-        every=(config["save_every"], show) if show else None,
+        every=every,
     )
     if not result.finished:
         logging.info("the time is up: go on with --resume")
         return None
-    return jax.device_get(result.state.ema)
+    state = result.state
+    return jax.device_get(state.params if state.ema is None else state.ema)

@@ -15,7 +15,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from attrjax.attrworld import bundled
+from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import apply_attributes, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
@@ -140,20 +140,6 @@ def make_settings(config: Mapping[str, Any]) -> Settings:
     return settings._replace(batch_size=settings.batch_size or (1 if jax.default_backend() == "cpu" else 4))
 
 
-def base_or_bundled(base: str) -> str:
-    """A base's name as it is given, or where the bundled base is.
-
-    Raises:
-        ValueError: no name is given, and this copy of the package has no bundled base.
-    """
-    if not base and not (bundled.BASE / "model_index.json").is_file():
-        raise ValueError(
-            "config.base is empty, and this copy of attrjax has no bundled base: give a directory in "
-            "diffusers layout or a Hub id, --config.base=DIR"
-        )
-    return base or str(bundled.BASE)
-
-
 def load_base(config: Mapping[str, Any]) -> Pipeline:
     """The base model in the config's type, with its learned words."""
     base = find_base(base_or_bundled(config["base"]), config["variant"] or None)
@@ -183,25 +169,34 @@ def with_attributes(
     files, strengths = config["attributes"], config["attribute_strengths"]
     if not files:
         return pipeline, adapters
-    if strengths and len(strengths) != len(files):
-        raise ValueError(
-            f"{len(strengths)} attribute_strengths for {len(files)} attributes: give one each, or none"
-        )
-    loaded = [load_attribute(path) for path in files]
-    for one in loaded:
+    chosen = with_strengths(files, strengths, "attribute")
+    loaded = [(load_attribute(path), strength) for path, strength in chosen]
+    for one, _ in loaded:
         if not any(one.word in prompt for prompt in config["prompts"]):
             raise ValueError(
                 f"no prompt has {one.word} in it, the word of the {one.attribute} that was learned: write it "
                 f"where the {one.attribute} belongs, as in {one.recipe.get('example', f'a red {one.word}')!r}"
             )
     digest = weights_digest(pipeline.path, config["variant"] or None)
-    pairs = list(zip(loaded, strengths or [1.0] * len(loaded), strict=True))
-    pipeline, bound = apply_attributes(pipeline, pairs, digest=digest, force=config["force"])
+    pipeline, bound = apply_attributes(pipeline, loaded, digest=digest, force=config["force"])
     for component, collection in bound.items():
         adapters[component] = combine(
             [adapters[component], collection] if component in adapters else [collection]
         )
     return pipeline, adapters
+
+
+def with_strengths(files: Sequence[str], strengths: Sequence[Any], what: str) -> list[tuple[str, Any]]:
+    """Files, each with its strength; without any strengths it is 1.
+
+    Raises:
+        ValueError: there are not as many strengths as files.
+    """
+    if strengths and len(strengths) != len(files):
+        raise ValueError(
+            f"{len(strengths)} {what}_strengths for {len(files)} {what}s: give one each, or none"
+        )
+    return list(zip(files, strengths or [1.0] * len(files), strict=True))
 
 
 def load_adapters(pipeline: Pipeline, files: Sequence[str], strengths: Sequence[Any]) -> dict[str, Any]:
@@ -213,14 +208,12 @@ def load_adapters(pipeline: Pipeline, files: Sequence[str], strengths: Sequence[
         strengths: one for each file, a number or a dict of blocks as in diffusers (``down``, ``mid``, ``up``,
             ``text_encoder``); none for 1 each.
     """
-    if strengths and len(strengths) != len(files):
-        raise ValueError(f"{len(strengths)} lora_strengths for {len(files)} loras: give one each, or none")
     components = ("unet", "text_encoder", "text_encoder_2")
     trees = {
         name: getattr(pipeline, name).params for name in components if getattr(pipeline, name) is not None
     }
     bound: dict[str, list] = {}
-    for path, strength in zip(files, strengths or [1.0] * len(files), strict=True):
+    for path, strength in with_strengths(files, strengths, "lora"):
         blocks = dict(strength) if isinstance(strength, Mapping) else strength
         text = blocks.pop("text_encoder", 1.0) if isinstance(blocks, dict) else strength
         for component, adapter in load_lora(path, trees).items():

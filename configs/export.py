@@ -22,6 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.attribute_strengths = ()  # one for each; none for 1
     config.format = "diffusers"
     config.base = ""  # that they were learned on; "" is the bundled one
+    config.variant = ""  # which of its weight files: fp16 for *.fp16.safetensors
     config.dtype = "float32"  # of a directory's weights, or float16
     config.force = False  # put them into another base
     return config

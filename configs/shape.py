@@ -76,8 +76,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         }
     )
 
+    config.ema_decay = 0.0  # of a moving average of what is learned; 0 for none
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     config.log_every = 10
     config.save_every = 50
+    config.max_seconds = 0  # stop and save after this time; 0 is no limit
     config.cache_dir = "~/.cache/attrjax/jit"  # compiled programs are kept here; "" for nowhere
     return config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attrjax.attributes.filters import FILTERS, AppearanceFilter, ShapeFilter, patch_weight
-from attrjax.attributes.fusion import CrossFusion, PlaceholderFusion, places_of
+from attrjax.attributes.fusion import CrossFusion, PlaceholderFusion, placed, places_of
 
 N, C, D = 16, 12, 20
 
@@ -93,15 +93,16 @@ def test_a_placeholder_is_its_word_at_strength_zero_and_differs_by_the_token_at_
     embeds, tokens = generator.standard_normal((2, 6, D)), generator.standard_normal((2, 2, D))
     word = generator.standard_normal(D)
     places = np.array([[-1, 0, 1, -1, -1, -1], [-1, -1, -1, 0, 1, -1]])
+    embeds, tokens, word = (np.asarray(x, np.float32) for x in (embeds, tokens, word))
     fusion = PlaceholderFusion(scale=0.5)
-    arguments = [np.asarray(x, np.float32) for x in (embeds, places, tokens, word)]
-    arguments[1] = places
-    params = fusion.init(jax.random.key(0), *arguments)
-    none, whole = (np.asarray(fusion.apply(params, *arguments, s)) for s in (0.0, 1.0))
+    params = fusion.init(jax.random.key(0), tokens, word)
+    none, whole = (
+        np.asarray(placed(embeds, places, fusion.apply(params, tokens, word, s))) for s in (0.0, 1.0)
+    )
     np.testing.assert_allclose(none[0, 1], word, atol=1e-6)
     np.testing.assert_allclose(whole[0, 1:3], word + 0.5 * tokens[0], atol=1e-6)
     np.testing.assert_allclose(whole[1, 3:5], word + 0.5 * tokens[1], atol=1e-6)
-    np.testing.assert_allclose(whole[places < 0], embeds[places < 0].astype(np.float32))
+    np.testing.assert_array_equal(whole[places < 0], embeds[places < 0])
 
 
 def test_a_new_cross_fusion_changes_nothing_and_its_strength_scales_what_it_adds():

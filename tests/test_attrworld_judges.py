@@ -10,6 +10,7 @@ import pytest
 from attrjax.attrworld import judge_report, train_judges
 from attrjax.attrworld.judges import (
     SHIPPED,
+    AppearanceJudge,
     centred,
     classify_appearance,
     classify_shape,
@@ -150,3 +151,38 @@ def test_a_replayed_batch_is_a_function_of_its_number():
 
 def test_the_names_beside_the_weights_are_those_of_the_networks():
     assert json.loads((SHIPPED / "judges.json").read_text())["size"] == 64
+
+
+def test_a_reduced_judge_keeps_what_materials_differ_in():
+    generator = np.random.default_rng(4)
+    key = jax.random.key(3)
+    params = train_judges.init_params("appearance", 5, key, features=12)
+    chunks = [
+        {
+            "picture": generator.integers(0, 255, (6, 64, 64, 3)).astype(np.uint8),
+            "mask": np.full((6, 64, 64), 255, np.uint8),
+            "instance": np.repeat(np.arange(3) + 3 * i, 2),
+        }
+        for i in range(5)
+    ]
+    pictures = np.concatenate([chunk["picture"] for chunk in chunks]) / 127.5 - 1
+    mask = np.ones(pictures.shape[:3], np.float32)
+
+    def judged(params):
+        features, families = params["head"]["kernel"].shape
+        judge = AppearanceJudge(families, features)
+        return [np.asarray(x) for x in judge.apply({"params": params}, pictures, mask)]
+
+    whole, logits = judged(params)
+    # All directions are a rotation: nothing that is compared changes.
+    turned, same = judged(train_judges.reduced(params, chunks, 12))
+    np.testing.assert_allclose(turned @ turned.T, whole @ whole.T, atol=1e-4)
+    np.testing.assert_allclose(same, logits, atol=1e-3)
+    # Few of them hold more of the spread of instances than the others that are left.
+    few = judged(train_judges.reduced(params, chunks, 4))[0]
+    assert few.shape == (30, 4)
+    means = whole.reshape(15, 2, 12).mean(1)
+    directions = np.linalg.svd(means - means.mean(0))[2][:4]
+    expected = whole @ directions.T
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(few @ few.T, expected @ expected.T, atol=1e-3)

@@ -70,16 +70,20 @@ def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
 
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, reference, tmp_path):
+    # As after a kill between the last measurement and its checkpoint; and once from the beginning.
     again = tmp_path / "again"
     shutil.copytree(learned, again)
     shutil.rmtree(again / "checkpoints/2")
-    (again / "attribute.safetensors").unlink()
-    lines = (again / "probes.jsonl").read_text().splitlines(keepends=True)
-    (again / "probes.jsonl").write_text("")
-    shutil.rmtree(again / "checkpoints/1")  # from the beginning, by way of --resume
+    if read_probes(again)[1].score > read_probes(again)[0].score:
+        (again / "attribute.safetensors").unlink()
     customize(small(shape.get_config(), small_base, reference), str(again), resume=True)
-    assert (again / "probes.jsonl").read_text() == "".join(lines)
+    assert read_probes(again) == read_probes(learned)
     name = "attribute.safetensors"
+    assert (again / name).read_bytes() == (learned / name).read_bytes()
+
+    again = tmp_path / "anew"
+    customize(small(shape.get_config(), small_base, reference), str(again))
+    assert (again / "probes.jsonl").read_text() == (learned / "probes.jsonl").read_text()
     assert (again / name).read_bytes() == (learned / name).read_bytes()
 
 
@@ -119,12 +123,16 @@ def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, re
         ({"filter": "cnn"}, "must be one of mlp"),
         ({"partition": "encodr"}, "did you mean 'encoder'"),
         ({"initial": ""}, "must be a word that the placeholder begins as"),
+        ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),
+        ({"probe": {"every": 3}}, "at most steps=2"),
+        ({"mask": "nowhere.png"}, "nowhere.png"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_in_one_line(small_base, reference, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         customize(small(shape.get_config(), small_base, reference, **changes), str(tmp_path / "run"))
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()  # the next attempt may have this name
 
 
 def test_a_base_that_cannot_see_is_refused(small_base, reference, tmp_path):

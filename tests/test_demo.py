@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attrjax import sample
 from attrjax.attrworld import bundled
 from attrjax.attrworld.contact_sheet import (
     CATALOGUE,
@@ -78,11 +77,11 @@ def test_words_must_be_of_the_world(config, small_base, tmp_path):
 
 def test_no_base_is_the_bundled_one_where_that_is(small_base, tmp_path, monkeypatch):
     monkeypatch.setattr(bundled, "BASE", small_base)
-    assert sample.base_or_bundled("") == str(small_base)
-    assert sample.base_or_bundled("org/name") == "org/name"
+    assert bundled.base_or_bundled("") == str(small_base)
+    assert bundled.base_or_bundled("org/name") == "org/name"
     monkeypatch.setattr(bundled, "BASE", tmp_path)
     with pytest.raises(ValueError, match="config.base is empty, and this copy of attrjax has no bundled"):
-        sample.base_or_bundled("")
+        bundled.base_or_bundled("")
 
 
 def test_tasks_are_registered():

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from attrjax.report import page
+from attrjax.report import page, plot
 from attrjax.report.tiles import Section, tile_sheet
 
 NASTY = """<script>alert("1")</script> & 'it' </table>"""
@@ -60,7 +60,7 @@ def text():
                 page.picture_table([[GREY, GREY]], [NASTY], [NASTY, "b"], caption=NASTY, marked=[(0, 1)]),
                 page.facts_table({NASTY: NASTY, "steps": 20, "on": True}, NASTY),
                 page.data_table((NASTY, "n"), [(NASTY, 1234567), ("b", "")], NASTY),
-                page.line_plot({NASTY: points, "b": [(5, 0.7)]}, NASTY, NASTY, NASTY),
+                plot.line_plot({NASTY: points, "b": [(5, 0.7)]}, NASTY, NASTY, NASTY),
                 page.code_block(NASTY),
             ),
         ],
@@ -113,18 +113,18 @@ def test_a_plot_leaves_out_what_is_not_finite(read):
     assert len(line["points"].split()) == 3
     assert len(read.all("circle")) == 1
     for x, y in (pair.split(",") for pair in line["points"].split()):
-        assert 0 < float(x) < page.PLOT_WIDTH and 0 < float(y) < page.PLOT_HEIGHT
+        assert 0 < float(x) < plot.PLOT_WIDTH and 0 < float(y) < plot.PLOT_HEIGHT
     with pytest.raises(ValueError, match="finite point"):
-        page.line_plot({"a": [(0, float("inf"))]}, "x", "y")
+        plot.line_plot({"a": [(0, float("inf"))]}, "x", "y")
 
 
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (0.25, 1), (-3, 17), (0, 5000), (1e-6, 3e-6), (4, 4), (0, 0), (1e6, 9e6)]
 )
 def test_ticks_hold_the_values_and_differ(low, high):
-    values = page.ticks(low, high)
+    values = plot.ticks(low, high)
     assert values[0] <= low and values[-1] >= high and 2 <= len(values) <= 8
-    labels = page.tick_labels(values)
+    labels = plot.tick_labels(values)
     assert len(set(labels)) == len(labels)
     np.testing.assert_allclose([float(label.replace(",", "")) for label in labels], values, rtol=1e-2, atol=0)
 

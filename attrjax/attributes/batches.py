@@ -13,6 +13,7 @@ from attrjax.attributes import pairs
 from attrjax.attributes.conditioning import Word, see
 from attrjax.attributes.fusion import places_of
 from attrjax.attributes.partition import Partition
+from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.prompts import tokenize
 from attrjax.data.references import Reference
@@ -92,11 +93,8 @@ def batches(
     def batch_at(step: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
         batch, drawn = draw(key)
-        generator = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.fold_in(key, 2))))
+        generator = generator_of(jax.random.fold_in(key, 2))
         prompts = pairs.say(attribute, jax.device_get(drawn), word.text, generator)
-        for prompt in prompts:
-            if word.text not in prompt:
-                raise ValueError(f"the prompt {prompt!r} does not have the placeholder {word.text} in it")
         if own is not None:
             chosen = generator.integers(0, len(own["latents"]), config["prior"]["rows"])
             prompts = [*prompts, *(own["prompts"][i] for i in chosen)]

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from attrjax.attributes.filters import FILTERS, patch_weight
-from attrjax.attributes.fusion import PlaceholderFusion
+from attrjax.attributes.fusion import PlaceholderFusion, placed
 from attrjax.checkpoints.attribute import placeholder_error
 from attrjax.checkpoints.pipeline import Component, Pipeline
 from attrjax.checkpoints.textual_inversion import add_tokens
@@ -70,20 +70,21 @@ def make_filter(kind: str, pipeline: Pipeline, num_tokens: int) -> nn.Module:
 
 
 def see(
-    encoder: Component, pictures: Float[Array, "b h w 3"], masks: Float[Array, "b h w"], layer: int = -2
+    encoder: Component, pictures: Float[Array, "b h w 3"], masks: Float[Array, "b h w"]
 ) -> tuple[Float[Array, "b n c"], Float[Array, "b n"]]:
     """What a filter reads of pictures: features of their patches, and how much of each is foreground.
+
+    The features are the states before the last layer, as IP-Adapter Plus reads them.
 
     Args:
         encoder: the base's image encoder.
         pictures: in [-1, 1], square.
         masks: in [0, 1].
-        layer: whose states are read; -2, that before the last, is IP-Adapter Plus's.
     """
     module = encoder.module
     assert isinstance(module, CLIPVisionModel)
     seen: Any = module.apply({"params": encoder.params}, preprocess((pictures + 1) / 2, module.image_size))
-    return patch_states(seen, layer), patch_weight(masks, module.image_size // module.patch_size)
+    return patch_states(seen), patch_weight(masks, module.image_size // module.patch_size)
 
 
 def attribute_vectors(
@@ -101,12 +102,8 @@ def attribute_vectors(
         origin: of the word.
         states, weight: of ``see``.
     """
-    tokens: Any = filter_.apply({"params": params["filter"]}, states, weight)
-    count = tokens.shape[1]
-    places = jnp.tile(jnp.arange(count), (len(tokens), 1))
-    fused: Any = PlaceholderFusion().apply(
-        {"params": params["fusion"]}, jnp.zeros_like(tokens), places, tokens, origin
-    )
+    tokens = filter_.apply({"params": params["filter"]}, states, weight)
+    fused: Any = PlaceholderFusion().apply({"params": params["fusion"]}, tokens, origin)
     return fused
 
 
@@ -126,10 +123,7 @@ def context_of(
         places: of ``fusion.places_of``.
         vectors: of ``attribute_vectors``.
     """
-    inside = jnp.where(places >= 0, 0, ids)
-    embeds = token_embeddings(frozen, inside)
-    index = jnp.maximum(places, 0)[..., None]
-    embeds = jnp.where((places >= 0)[..., None], jnp.take_along_axis(vectors, index, axis=1), embeds)
+    embeds = placed(token_embeddings(frozen, jnp.where(places >= 0, 0, ids)), places, vectors)
     encoded: Any = text.module.apply({"params": frozen}, ids, inputs_embeds=embeds)
     return encoded.last_hidden_state
 
@@ -140,6 +134,5 @@ def init_conditioning(
     """Parameters of filter and fusion to begin with."""
     of_filter, of_fusion = jax.random.split(key)
     tokens, params = jax.jit(filter_.init_with_output)(of_filter, states, weight)
-    places = jnp.zeros(tokens.shape[:2], jnp.int32)
-    fusion = PlaceholderFusion().init(of_fusion, jnp.zeros_like(tokens), places, tokens, tokens[0, 0])
+    fusion = PlaceholderFusion().init(of_fusion, tokens, tokens[0, 0])
     return {"filter": params["params"], "fusion": fusion["params"]}

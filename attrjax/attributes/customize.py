@@ -32,8 +32,8 @@ from attrjax.attributes.conditioning import (
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.partition import describe, join, rules_of, split
 from attrjax.attributes.report import write_report
+from attrjax.attrworld.bundled import REFERENCES, base_or_bundled
 from attrjax.attrworld.judges import load_judges, segment
-from attrjax.attrworld.reference_pictures import DIRECTORY as REFERENCES
 from attrjax.checkpoints.attribute import (
     ATTRIBUTES,
     FILE_NAME,
@@ -48,16 +48,15 @@ from attrjax.checkpoints.pipeline import load_pipeline
 from attrjax.data.references import load_reference
 from attrjax.diffusion.losses import denoising_loss, diffuse, draw_noise, draw_timestep
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
-from attrjax.fit import begin
-from attrjax.generate import Job, Settings, latent_shape, make_pictures, vae_factor
+from attrjax.fit import begin, fit
+from attrjax.generate import Settings, latent_shape, make_jobs, make_pictures, vae_factor
 from attrjax.models.adapters import bind
-from attrjax.parallel.mesh import make_mesh
 from attrjax.runs import plain, timed, write_record
-from attrjax.sample import base_or_bundled
-from attrjax.training import TrainState, init_state, make_optimizer, make_step, train
+from attrjax.training import TrainState
 
 INIT = 1 + max(DATA, PRIOR)  # what the run's key is folded with, beside what ``batches`` folds it with
 PROBES = "probes.jsonl"
+HERE = "{}"  # where a probe's prompt has the placeholder
 
 
 def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
@@ -78,12 +77,16 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
             f"probe.every={config['probe']['every']} must be at least 1 and at most steps={config['steps']}: "
             "what is measured decides which step is kept"
         )
-    directory, root = begin(config, workdir, resume)
+    for prompt in config["probe"]["prompts"]:
+        if HERE not in prompt:
+            raise ValueError(f"the probe's prompt {prompt!r} has no {HERE}, where the placeholder stands")
     timings: dict[str, float] = {}
     started = time.monotonic()
     with timed(timings, "load"):
-        learner, digest = _learner(config, jax.random.fold_in(root, INIT))
+        learner, digest = _learner(config, jax.random.fold_in(jax.random.key(config["seed"]), INIT))
         similarity = _similarity(config, learner)
+    # What cannot be learned leaves no run behind that the next attempt would have to go on with.
+    directory, root = begin(config, workdir, resume)
     for line in describe(learner.partition):
         logging.info("%s", line)
 
@@ -101,9 +104,11 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         "origin": jnp.asarray(learner.word.origin),
     }
     settings = Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
-    prompts = [prompt.format(learner.word.text) for prompt in config["probe"]["prompts"]]
-    jobs = [Job(prompt, seed) for prompt in prompts for seed in config["probe"]["seeds"]]
-    plain_jobs = [Job(job.prompt.replace(learner.word.text, config["initial"]), job.seed) for job in jobs]
+    asked, seeds = config["probe"]["prompts"], config["probe"]["seeds"]
+    jobs, plain_jobs = (
+        make_jobs([prompt.replace(HERE, word) for prompt in asked], seeds)
+        for word in (learner.word.text, config["initial"])
+    )
     with timed(timings, "before and after"):
         before = np.stack(list(make_pictures(learner.pipeline, plain_jobs, settings)))
     unmoved = similarity(before)
@@ -126,22 +131,11 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
             "step %d: gain %.3f, leakage %.3f, score %.3f", step, found.gain, found.leakage, found.score
         )
 
-    optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
-    mesh = make_mesh(**config["mesh"])
+    every = (config["probe"]["every"], look)
     with timed(timings, "train and probe"):
-        train(
-            init_state(params, optimizer, mesh),
-            make_step(loss_of(config, learner), optimizer, mesh),
-            batch_at,
-            root_key=root,
-            steps=config["steps"],
-            workdir=directory,
-            mesh=mesh,
-            frozen=frozen,
-            log_every=config["log_every"],
-            save_every=config["save_every"],
-            every=(config["probe"]["every"], look),
-        )
+        loss_fn = loss_of(config, learner)
+        if fit(config, directory, root, params, loss_fn, batch_at, frozen=frozen, every=every) is None:
+            return
     probes = read_probes(directory)
     best = max(probes, key=lambda one: one.score)
     with timed(timings, "before and after"):
@@ -219,7 +213,7 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], diges
     )
     weights = flatten_dict(params["unet"], sep="/")
     adapter = flatten_dict(params["adapter"], sep="/")
-    keep = ("filter", "partition", "steps", "batch_size", "optimizer", "seed", "num_tokens")
+    keep = ("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens")
     return Attribute(
         attribute=config["attribute"],
         word=learner.word.text,
@@ -230,7 +224,7 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], diges
         weights={name: np.asarray(leaf) for name, leaf in weights.items()},
         adapter={name: np.asarray(leaf) for name, leaf in adapter.items()},
         recipe={name: plain(config[name]) for name in keep}
-        | {"example": config["probe"]["prompts"][0].format(learner.word.text)},
+        | {"example": config["probe"]["prompts"][0].replace(HERE, learner.word.text)},
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import unflatten_dict
 
+from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import Attribute, apply_attributes, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import save_lora
@@ -15,7 +16,7 @@ from attrjax.checkpoints.pipeline import load_pipeline, save_pipeline
 from attrjax.checkpoints.textual_inversion import save_textual_inversion
 from attrjax.models.adapters import bind, merge
 from attrjax.runs import check_run, write_record
-from attrjax.sample import base_or_bundled
+from attrjax.sample import with_strengths
 
 FORMATS = ("diffusers", "lora", "kohya", "textual_inversion")
 FILES = {"lora": "pytorch_lora_weights.safetensors", "kohya": "kohya.safetensors"}
@@ -34,36 +35,39 @@ def export(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         FileNotFoundError: there is no such attribute or base.
         FileExistsError: the run directory holds a run.
     """
-    form, files, strengths = config["format"], config["attributes"], config["attribute_strengths"]
+    form, files = config["format"], config["attributes"]
     if form not in FORMATS:
         raise ValueError(f"format={form!r} must be one of {', '.join(FORMATS)}")
-    if not files or (strengths and len(strengths) != len(files)):
+    chosen = with_strengths(files, config["attribute_strengths"], "attribute")
+    if not chosen:
         raise ValueError(
-            f"{len(files)} attributes and {len(strengths)} attribute_strengths: give at least one attribute, "
-            "and a strength for each or none"
+            "attributes is empty: name what is exported, --config.attributes='(\"runs/shape\",)'"
         )
     if form != "diffusers" and len(files) > 1:
         raise ValueError(f"a file of format {form} holds one attribute: export them one by one")
-    attributes = [load_attribute(path) for path in files]
+    pairs = [(load_attribute(path), strength) for path, strength in chosen]
     check_run(workdir, config, resume=resume, may_change=())
     directory = Path(workdir)
     if form == "diffusers":
-        pairs = list(zip(attributes, strengths or [1.0] * len(files), strict=True))
         written = [_save_base(config, pairs, directory / "base")]
     else:
-        strength = strengths[0] if strengths else 1.0
-        written = [_save_word(attributes[0], strength, directory)]
+        written = [_save_word(*pairs[0], directory)]
         if form != "textual_inversion":
-            written.append(_save_lora(attributes[0], strength, directory, form))
+            written.append(_save_lora(*pairs[0], directory, form))
     write_record(directory, config, {"results": {"written": [path.name for path in written]}})
     for path in written:
         logging.info("wrote %s", path)
 
 
 def _save_base(config: Mapping[str, Any], pairs: list[tuple[Attribute, float]], path: Path) -> Path:
-    base = find_base(base_or_bundled(config["base"]))
-    pipeline = load_pipeline(base)
-    pipeline, adapters = apply_attributes(pipeline, pairs, digest=weights_digest(base), force=config["force"])
+    variant = config["variant"] or None
+    base = find_base(base_or_bundled(config["base"]), variant)
+    pipeline, adapters = apply_attributes(
+        load_pipeline(base, variant=variant),
+        pairs,
+        digest=weights_digest(base, variant),
+        force=config["force"],
+    )
     if adapters:
         unet = pipeline.unet
         pipeline = pipeline._replace(unet=unet._replace(params=merge(unet.params, adapters["unet"])))

@@ -18,11 +18,10 @@ from attrjax.models.layers import LayerNorm, Linear
 
 
 class PlaceholderFusion(nn.Module):
-    """Attribute tokens in the place of a placeholder's embeddings.
+    """Attribute tokens as embeddings of a placeholder: ``word + strength * scale * token``.
 
-    A placeholder's k-th embedding is ``word + strength * scale * tokens[k]``: a word that says what kind of
-    thing is meant ("shape", "object"), and how this one differs (E4T, Gal et al. 2023, section 3; OSTAF adds
-    a tenth). At strength 0 the prompt means that word.
+    That is a word that says what kind of thing is meant ("shape", "object"), and how this one differs (E4T,
+    Gal et al. 2023, section 3; OSTAF adds a tenth). At strength 0 the prompt means that word.
 
     Attributes:
         scale: of the tokens to begin with; it is learned.
@@ -35,25 +34,33 @@ class PlaceholderFusion(nn.Module):
     @nn.compact
     def __call__(
         self,
-        embeds: Float[Array, "b t d"],
-        places: Int[Array, "b t"],
         tokens: Float[Array, "b k d"],
         word: Float[Array, " d"],
         strength: float | Float[Array, ""] = 1.0,
-    ) -> Float[Array, "b t d"]:
-        """Embeddings with the placeholder's filled in.
+    ) -> Float[Array, "b k d"]:
+        """The placeholder's embeddings, to be ``placed`` in prompts.
 
         Args:
-            embeds: of the prompt's tokens.
-            places: which of the K tokens stands there, -1 for a word of the prompt.
             tokens: of a filter.
             word: embedding of the word that tokens are added to.
             strength: 1 as trained, 0 for the word alone.
         """
         scale = self.param("scale", nn.initializers.constant(self.scale), (), self.param_dtype)
-        filled = word + strength * scale * tokens.astype(embeds.dtype)
-        index = jnp.maximum(places, 0)[..., None]
-        return jnp.where((places >= 0)[..., None], jnp.take_along_axis(filled, index, axis=1), embeds)
+        return word + strength * scale * tokens
+
+
+def placed(
+    embeds: Float[Array, "b t d"], places: Int[Array, "b t"], vectors: Float[Array, "b k d"]
+) -> Float[Array, "b t d"]:
+    """Embeddings of prompts with a placeholder's in them.
+
+    Args:
+        embeds: of the prompts' tokens.
+        places: of ``places_of``: which of the K vectors stands there, -1 for a word of the prompt.
+        vectors: of the placeholder.
+    """
+    there = (places >= 0)[..., None]
+    return jnp.where(there, jnp.take_along_axis(vectors, jnp.maximum(places, 0)[..., None], axis=1), embeds)
 
 
 class CrossFusion(nn.Module):

@@ -16,7 +16,7 @@ from attrjax.attributes.conditioning import see
 from attrjax.attributes.filters import foreground_statistics
 from attrjax.attrworld.judges import Judges, embed_appearance, embed_shape
 from attrjax.checkpoints.pipeline import Component
-from attrjax.data.references import Reference
+from attrjax.data.references import Reference, Segmenter
 
 OTHER = {"shape": "appearance", "appearance": "shape"}
 Pictures = UInt8[np.ndarray, "n h w 3"]
@@ -76,7 +76,7 @@ def judged(judges: Judges, reference: Reference) -> Similarity:
     return similarity
 
 
-def encoded(encoder: Component, reference: Reference, segment: Callable | None = None) -> Similarity:
+def encoded(encoder: Component, reference: Reference, segment: Segmenter) -> Similarity:
     """Similarity to the reference in features of the base's own image encoder, for any base.
 
     Shape is the correlation of the patches' self-similarities, which say how parts lie to each other and not
@@ -87,7 +87,7 @@ def encoded(encoder: Component, reference: Reference, segment: Callable | None =
     Args:
         encoder: the base's.
         reference: with its mask.
-        segment: from a picture [h, w, 3] in [-1, 1] to its mask; without it all of a picture counts.
+        segment: from a picture [h, w, 3] in [-1, 1] to its mask.
     """
 
     @jax.jit
@@ -107,11 +107,6 @@ def encoded(encoder: Component, reference: Reference, segment: Callable | None =
         histogram = jax.vmap(lambda c, m: jnp.bincount(c.reshape(-1), m, length=216))(colour, flat)
         return alike, statistics, histogram / jnp.maximum(flat.sum(-1, keepdims=True), 1e-6)
 
-    def masks_of(pictures: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w"]:
-        if segment is None:
-            return np.ones(pictures.shape[:3], np.float32)
-        return np.stack([segment(picture) for picture in pictures])
-
     wanted = describe(reference.picture[None], reference.mask[None])
 
     def cosine(a: Array, b: Array) -> Array:
@@ -120,7 +115,7 @@ def encoded(encoder: Component, reference: Reference, segment: Callable | None =
 
     def similarity(pictures: Pictures) -> dict[str, Float[np.ndarray, " n"]]:
         seen = pictures.astype(np.float32) / 127.5 - 1
-        alike, statistics, histogram = describe(seen, masks_of(seen))
+        alike, statistics, histogram = describe(seen, np.stack([segment(picture) for picture in seen]))
         common = jnp.minimum(histogram, wanted[2]).sum(-1)
         appearance = (cosine(statistics, wanted[1]) + common) / 2
         return {"shape": np.asarray(cosine(alike, wanted[0])), "appearance": np.asarray(appearance)}

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from attrjax.attributes.measure import OTHER, Probe
 from attrjax.data.pictures import to_uint8
 from attrjax.data.references import Reference
-from attrjax.report import page
+from attrjax.report import page, plot
 from attrjax.runs import versions, write_whole
 from attrjax.training import METRICS
 
@@ -37,7 +37,7 @@ def write_report(
         jobs: prompt and seed of each picture.
         before, after: pictures without and with the attribute, from the same noise.
         probes: what was measured.
-        results: ``chosen``, ``bytes``, ``timings``, ``mask``, ``tuned``, ``initial_score``.
+        results: ``chosen``, ``bytes``, ``timings``, ``mask``, ``tuned``.
     """
     attribute, chosen = config["attribute"], results["chosen"]
     picture, mask = to_uint8(reference.picture[None])[0], np.round(255 * reference.mask).astype(np.uint8)
@@ -107,8 +107,8 @@ def write_report(
                     "cosine similarity, against the untuned base. The step with the largest gain less "
                     "leakage is kept."
                 ),
-                page.line_plot(curves, "step", "change of similarity", "Gain and leakage"),
-                page.line_plot(
+                plot.line_plot(curves, "step", "change of similarity", "Gain and leakage"),
+                plot.line_plot(
                     {name: points for name, points in loss.items() if points}, "step", "loss", "Training loss"
                 ),
                 page.facts_table(facts, "Results"),

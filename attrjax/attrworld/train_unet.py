@@ -123,7 +123,8 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         **{name: config[name] for name in ("batch_size", "chunk", "chunks", "reuse", "empty")},
     )
     params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"])
-    trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=text.params, show=show)
+    every = (config["save_every"], show)
+    trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=text.params, every=every)
     if trained is not None:
         save_component(directory / "unet", "unet", Component(module, trained, network))
         logging.info("wrote %s", directory / "unet")

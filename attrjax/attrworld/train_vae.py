@@ -76,7 +76,8 @@ def vae(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> Non
         side = 2 ** (len(module.block_out_channels) - 1)
         blank = jnp.zeros((1, side, side, module.in_channels))
         params = jax.jit(module.init)(jax.random.fold_in(root, INIT), blank)["params"]
-    trained = fit(config, directory, root, params, loss_fn, scenes_at(root, config["batch_size"]), show=show)
+    batch_at, every = scenes_at(root, config["batch_size"]), (config["save_every"], show)
+    trained = fit(config, directory, root, params, loss_fn, batch_at, every=every)
     if trained is None:
         return
     squared, latents = [], []

@@ -3,7 +3,7 @@
 python -m attrjax.main --config=configs/attrworld/evaluate.py --workdir=runs/evaluation
 
 Writes runs/evaluation/run.json with all numbers, and grid.png with some of the pictures. On two cores of a
-Zen 4 CPU all of it takes about twenty minutes.
+Zen 4 CPU all of it takes about twelve minutes.
 """
 
 from ml_collections import ConfigDict

@@ -1,0 +1,61 @@
+"""What a step is chosen by: similarity to the reference in one attribute and not in the other."""
+
+import jax
+import numpy as np
+import pytest
+
+from attrjax.attributes.measure import encoded, judged, probe
+from attrjax.attrworld.bundled import BASE
+from attrjax.attrworld.evaluate import as_seen, seen
+from attrjax.attrworld.judges import load_judges, segment
+from attrjax.attrworld.scenes import draw_scenes
+from attrjax.checkpoints.pipeline import load_component
+from attrjax.data.references import Reference
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return load_judges()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """A tiger teapot, another teapot, another thing of tiger, and neither."""
+    names = [("teapot", "tiger"), ("teapot", "galaxy"), ("anchor", "tiger"), ("anchor", "galaxy")]
+    shapes, materials = zip(*names, strict=True)
+    drawn = draw_scenes(np.random.default_rng(2), 4, shape_names=shapes, material_names=materials)
+    return seen(drawn)
+
+
+@pytest.fixture(scope="module")
+def reference(pictures, judges):
+    picture = as_seen(pictures[:1])
+    return Reference(picture[0], segment(judges, picture)[0], "segmenter")
+
+
+def test_the_judges_find_each_attribute_where_it_is(judges, reference, pictures):
+    found = judged(judges, reference)(pictures)
+    np.testing.assert_allclose([found["shape"][0], found["appearance"][0]], 1, atol=1e-3)
+    assert found["shape"][1] > max(found["shape"][2:]) + 0.3
+    assert found["appearance"][2] > max(found["appearance"][[1, 3]]) + 0.3
+
+
+def test_without_judges_the_reference_is_like_itself_and_colours_are_appearance(judges, reference, pictures):
+    encoder = load_component(BASE / "image_encoder", "image_encoder")
+    similarity = encoded(encoder, reference, lambda picture: segment(judges, picture[None])[0])
+    found = similarity(pictures)
+    np.testing.assert_allclose([found["shape"][0], found["appearance"][0]], 1, atol=1e-3)
+    assert found["appearance"][2] > found["appearance"][1]
+    assert all(value < 0.999 for name in found for value in found[name][1:])
+
+
+def test_gain_less_leakage_is_the_score_and_less_leakage_than_none_is_no_merit():
+    before = {"shape": np.array([0.1, 0.3]), "appearance": np.array([0.2, 0.2])}
+    after = {"shape": np.array([0.5, 0.7]), "appearance": np.array([0.3, 0.3])}
+    shape = probe("shape", 3, before, after)
+    assert (shape.gain, shape.leakage) == (pytest.approx(0.4), pytest.approx(0.1))
+    assert shape.score == pytest.approx(0.3) and shape.target == pytest.approx(0.6)
+    appearance = probe("appearance", 3, before, after)
+    assert (appearance.gain, appearance.leakage) == (pytest.approx(0.1), pytest.approx(0.4))
+    less = jax.tree.map(np.negative, {"shape": -after["shape"], "appearance": after["appearance"]})
+    assert probe("shape", 3, before, less).score == pytest.approx(0.4)
