@@ -1,4 +1,4 @@
-"""The task ``demo``: every shape in every material, from the bundled base, and a page that shows them."""
+"""The task ``demo``: the base's shapes in its materials, two attributes learned, and a page about them."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from attrjax.attrworld.scenes import unseen
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline
 from attrjax.data.pictures import png_bytes
+from attrjax.demo_attributes import Learned, learn, learned_section
 from attrjax.generate import Job, Settings, choose_sampler, make_pictures
 from attrjax.report import page
 from attrjax.report.grid import labelled_grid
@@ -43,10 +44,11 @@ OWN_PROMPT = "a star made of gold on a blue background"
 
 
 def demo(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
-    """Make a picture of every shape in every material, and a page about them.
+    """Make a picture of every shape in every material, learn two attributes, and write a page about them.
 
     The run directory gets ``index.html``, which needs nothing else, ``grid.png``, ``samples/PROMPT-SEED.png``
-    and ``run.json``. With ``resume``, pictures that are there are kept.
+    and ``run.json``; ``shape`` and ``appearance`` in it are the runs that learn. With ``resume``, pictures
+    that are there are kept.
 
     Raises:
         ValueError, FileNotFoundError: a word is not of the world, or there is no such base.
@@ -90,8 +92,12 @@ def demo(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     caption = f"{config['base'] or 'the bundled base'} · {how}, seed {config['seed']}"
     write_whole(directory / "grid.png", png_bytes(labelled_grid(table, rows, columns, caption)))
     names = [str(path.relative_to(directory)) for path in paths]
+    learned = None
+    if config["learn"]:
+        with timed(timings, "learn"):
+            learned = learn(config, base, directory)
     write_record(directory, config, {"base": str(base), "pictures": names, "timings": timings})
-    text = demo_page(config, base, table, (rows, columns), timings)
+    text = demo_page(config, base, table, (rows, columns), timings, learned)
     write_whole(directory / "index.html", text.encode())
     logging.info("wrote %d pictures and %s", len(missing), directory / "index.html")
 
@@ -102,6 +108,7 @@ def demo_page(
     pictures: Sequence[Sequence[UInt8[np.ndarray, "h w 3"]]],
     labels: tuple[Sequence[str], Sequence[str]],
     timings: Mapping[str, float],
+    learned: Learned | None,
 ) -> page.Html:
     """The page about a run.
 
@@ -111,6 +118,7 @@ def demo_page(
         pictures: [shape][material].
         labels: of the shapes and of the materials.
         timings: seconds for each part.
+        learned: attributes, where some were.
     """
     shapes, materials = config["shapes"], config["materials"]
     count = len(shapes) * len(materials)
@@ -130,7 +138,10 @@ def demo_page(
         "Compiling, once: the programs are kept for the next run": timings.get("compile", 0.0),
         f"Making {count} pictures": timings.get("make", 0.0) - timings.get("compile", 0.0),
     }
+    if learned:
+        parts["Learning two attributes, and pictures with them"] = timings.get("learn", 0.0)
     seconds: list[list[Any]] = [[name, round(value, 1)] for name, value in parts.items()]
+    own_keys = {key: value for key, value in config.items() if key != "learn"}
     seconds.append(["All of it", round(sum(parts.values()), 1)])
     facts = {
         "Sampler": config["sampler"],
@@ -142,8 +153,10 @@ def demo_page(
         "Base": config["base"] or "the one that comes with attrjax",
     }
     return page.page(
-        f"{len(shapes)} shapes in {len(materials)} materials",
+        "One attribute of one picture" if learned else f"{len(shapes)} shapes in {len(materials)} materials",
         [
+            *([learned_section(learned)] if learned else []),
+            page.heading(f"The base: {len(shapes)} shapes in {len(materials)} materials"),
             page.paragraph(
                 "A text-to-image diffusion model that is small enough to come with the package made these "
                 "pictures on this computer, each from a sentence such as “"
@@ -165,7 +178,7 @@ def demo_page(
                 page.facts_table(facts, "Settings"),
                 page.data_table(("Part", "Seconds"), seconds, "Time that each part took"),
                 page.paragraph("The same command makes the same pictures again:"),
-                page.code_block(page.command("configs/demo.py", "runs/demo-again", config, python_name())),
+                page.code_block(page.command("configs/demo.py", "runs/demo-again", own_keys, python_name())),
             ),
             page.section(
                 "The base",

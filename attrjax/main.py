@@ -25,6 +25,7 @@ TASKS = {
     "contact_sheet": "attrjax.attrworld.contact_sheet",
     "bundle": "attrjax.attrworld.bundle",
     "evaluate": "attrjax.attrworld.evaluate",
+    "filters": "attrjax.attributes.amortized",
     "customize": "attrjax.attributes.customize",
     "export": "attrjax.attributes.export",
 }

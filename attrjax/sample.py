@@ -16,7 +16,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from attrjax.attrworld.bundled import base_or_bundled
-from attrjax.checkpoints.attribute import apply_attributes, load_attribute, weights_digest
+from attrjax.checkpoints.attribute import (
+    OTHER,
+    apply_attributes,
+    load_attribute,
+    other_word,
+    weights_digest,
+)
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
 from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
@@ -67,6 +73,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
         pipeline, adapters = with_attributes(pipeline, adapters, config)
+    settings = settings._replace(negative_prompt=negative_prompt(config))
     height, width = (side * vae_factor(pipeline) for side in latent_shape(pipeline, settings, jobs)[:2])
     init_picture = load_picture(config["init_image"], height, width) if config["init_image"] else None
     sampler, schedule = choose_sampler(pipeline, settings)
@@ -184,6 +191,25 @@ def with_attributes(
             [adapters[component], collection] if component in adapters else [collection]
         )
     return pipeline, adapters
+
+
+def negative_prompt(config: Mapping[str, Any]) -> str:
+    """What guidance leads away from: the config's words, and the other attributes of references.
+
+    Raises:
+        ValueError: an attribute's file does not know the other one of its reference.
+    """
+    said = [config["negative_prompt"]] if config["negative_prompt"] else []
+    for path in config["attributes"] if config["negative_attributes"] else ():
+        one = load_attribute(path)
+        if one.other is None:
+            raise ValueError(
+                f"{path} does not hold its reference's {OTHER[one.attribute]}, for its base has no filter "
+                "for that: sample without --config.negative_attributes"
+            )
+        word = other_word(one.word, one.attribute)
+        said.append(f"an object made of {word}" if one.attribute == "shape" else f"a {word}")
+    return ", ".join(said)
 
 
 def with_strengths(files: Sequence[str], strengths: Sequence[Any], what: str) -> list[tuple[str, Any]]:

@@ -1,15 +1,17 @@
-"""A grid of shapes in materials from the bundled base, and a page that shows it.
+"""What attrjax does, on one page: two attributes learned from two pictures, and the base's own pictures.
 
 make demo
 
 or: python -m attrjax.main --config=configs/demo.py --workdir=runs/demo
 
-Writes runs/demo/index.html, which can be opened or sent as it is, grid.png and the single pictures.
+Writes runs/demo/index.html, which can be opened or sent as it is, grids and the single pictures. It learns
+what configs/shape.py and configs/appearance.py learn, into runs/demo/shape and runs/demo/appearance.
 """
 
 from ml_collections import ConfigDict
 
 from attrjax.arguments import parse_arg
+from configs import appearance, shape
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -23,6 +25,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.shapes = ("vase", "mug", "chair", "house", "mushroom", "star", "tree", "bell")
     config.materials = ("red", "wood", "marble", "gold", "zebra", "polka", "brick", "rainbow")
     config.seed = 0  # of the noise that every picture begins with
+
+    # What is learned; an empty ConfigDict for nothing.
+    config.learn = ConfigDict({"shape": shape.get_config(), "appearance": appearance.get_config()})
 
     config.sampler = "ddim"
     config.steps = 20

@@ -39,6 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.initial = "object"  # what the placeholder begins as, and is at strength 0
     config.filter = "shape"  # or mlp
     config.num_tokens = 4
+    config.filter_weights = "base"  # the base's own where it has some; none to begin anew; or a file
 
     # What is tuned: a part of the UNet (encoder, decoder, mid, full, cross_attention, ...) by a rule (train,
     # lora:RANK, offset:RANK), or a list of (regex, rule).
@@ -47,7 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.timesteps = (0, 1000)
 
     # How it is learned.
-    config.steps = 150
+    config.steps = 150  # 0 for what the filter recognizes without any
     config.batch_size = 8  # pairs drawn from the reference
     config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10, "decay": "constant"})
     config.snr_gamma = 0.0  # gamma of min-SNR weights; 0 for none

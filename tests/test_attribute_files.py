@@ -42,6 +42,7 @@ def learned(pipeline, digest, word, part, rule="train", seed=0):
         base=digest,
         vectors=generator.standard_normal((2, width)).astype(np.float32),
         origin=generator.standard_normal(width).astype(np.float32),
+        other=None if seed else generator.standard_normal((3, width)).astype(np.float32),
         weights=moved(partition.trainable),
         adapter=moved(partition.adapter),
         recipe={"steps": 3},

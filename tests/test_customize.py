@@ -126,6 +126,8 @@ def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, re
         ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),
         ({"probe": {"every": 3}}, "at most steps=2"),
         ({"mask": "nowhere.png"}, "nowhere.png"),
+        ({"steps": 0}, "has no filter that recognizes the shape"),
+        ({"filter_weights": "nowhere.safetensors"}, "nowhere.safetensors"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_in_one_line(small_base, reference, tmp_path, changes, message):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from attrjax.attrworld import bundled
@@ -27,6 +28,7 @@ def config(tmp_path_factory):
     config = demo_config.get_config()
     config.shapes, config.materials = ("vase", "mug"), ("red", "wood")
     config.steps, config.batch_size = 2, 4
+    config.learn = ConfigDict()
     config.cache_dir = str(tmp_path_factory.mktemp("cache"))
     return config
 

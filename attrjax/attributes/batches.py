@@ -34,6 +34,8 @@ class Learner(NamedTuple):
         filter: the attribute's.
         partition: of the UNet at the beginning.
         states, weight: what the filter reads of the reference itself.
+        begun: parameters of filter and fusion to begin with.
+        recognizes: whether those were learned before, on other pictures.
     """
 
     pipeline: Pipeline
@@ -43,6 +45,8 @@ class Learner(NamedTuple):
     partition: Partition
     states: Float[Array, "1 n c"]
     weight: Float[Array, "1 n"]
+    begun: dict[str, Any]
+    recognizes: bool
 
 
 def batches(

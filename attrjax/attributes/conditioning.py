@@ -49,13 +49,23 @@ def new_word(pipeline: Pipeline, text: str, initial: str, count: int) -> Word:
     """
     if error := placeholder_error(text, pipeline.tokenizer):
         raise ValueError(error)
+    origin = mean_embedding(pipeline, initial)
+    params = pipeline.text_encoder.params
+    tokenizer, _, words = add_tokens(pipeline.tokenizer, params, {text: jnp.tile(origin, (count, 1))})
+    return Word(text, tuple(words[text]), tokenizer, origin)
+
+
+def mean_embedding(pipeline: Pipeline, initial: str) -> Float[np.ndarray, " d"]:
+    """The embedding of a word of the base; of several tokens it is their mean.
+
+    Raises:
+        ValueError: it is no word.
+    """
     ids = pipeline.tokenizer(initial, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ValueError(f"initial={initial!r} must be a word that the placeholder begins as, such as object")
-    params = pipeline.text_encoder.params
-    origin = np.asarray(token_embeddings(params, jnp.asarray(ids)), np.float32).mean(0)
-    tokenizer, _, words = add_tokens(pipeline.tokenizer, params, {text: jnp.tile(origin, (count, 1))})
-    return Word(text, tuple(words[text]), tokenizer, origin)
+    embeddings = token_embeddings(pipeline.text_encoder.params, jnp.asarray(ids))
+    return np.asarray(embeddings, np.float32).mean(0)
 
 
 def make_filter(kind: str, pipeline: Pipeline, num_tokens: int) -> nn.Module:

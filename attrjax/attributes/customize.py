@@ -31,6 +31,7 @@ from attrjax.attributes.conditioning import (
 )
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.partition import describe, join, rules_of, split
+from attrjax.attributes.recognition import find_filter, other_filter, recognized
 from attrjax.attributes.report import write_report
 from attrjax.attrworld.bundled import REFERENCES, base_or_bundled
 from attrjax.attrworld.judges import load_judges, segment
@@ -62,6 +63,8 @@ HERE = "{}"  # where a probe's prompt has the placeholder
 def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
     """Learn the config's attribute of its reference, and write it to ``workdir/attribute.safetensors``.
 
+    With 0 steps nothing is tuned: the file holds what the base's own filter recognizes in the reference.
+
     The run directory also gets ``index.html``, which shows what was learned, ``probes.jsonl`` with what was
     measured, and what every training run has. With ``resume`` it goes on from the newest checkpoint.
 
@@ -72,7 +75,7 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     """
     if config["attribute"] not in ATTRIBUTES:
         raise ValueError(f"attribute={config['attribute']!r} must be one of {', '.join(ATTRIBUTES)}")
-    if not 0 < config["probe"]["every"] <= config["steps"]:
+    if config["steps"] and not 0 < config["probe"]["every"] <= config["steps"]:
         raise ValueError(
             f"probe.every={config['probe']['every']} must be at least 1 and at most steps={config['steps']}: "
             "what is measured decides which step is kept"
@@ -83,25 +86,18 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     timings: dict[str, float] = {}
     started = time.monotonic()
     with timed(timings, "load"):
-        learner, digest = _learner(config, jax.random.fold_in(jax.random.key(config["seed"]), INIT))
+        key = jax.random.fold_in(jax.random.key(config["seed"]), INIT)
+        learner, digest, others = _learner(config, key)
         similarity = _similarity(config, learner)
     # What cannot be learned leaves no run behind that the next attempt would have to go on with.
     directory, root = begin(config, workdir, resume)
     for line in describe(learner.partition):
         logging.info("%s", line)
 
-    key = jax.random.fold_in(jax.random.fold_in(root, INIT), 1)
     params = {
-        **init_conditioning(key, learner.filter, learner.states, learner.weight),
+        **learner.begun,
         "unet": learner.partition.trainable,
         "adapter": learner.partition.adapter,
-    }
-    with timed(timings, "prior"):
-        batch_at = batches(config, learner, root)
-    frozen = {
-        "unet": learner.partition.frozen,
-        "text": learner.pipeline.text_encoder.params,
-        "origin": jnp.asarray(learner.word.origin),
     }
     settings = Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
     asked, seeds = config["probe"]["prompts"], config["probe"]["seeds"]
@@ -117,13 +113,13 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         tuned, adapters = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=digest)
         return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters)))
 
-    def look(step: int, state: TrainState) -> None:
+    def look(step: int, params: Any) -> None:
         with timed(timings, "probe, of that"):
-            attribute = to_attribute(jax.device_get(state.params), learner, config, digest)
+            attribute = to_attribute(jax.device_get(params), learner, config, digest, others, tuned=step > 0)
             found = measure.probe(config["attribute"], step, unmoved, similarity(with_attribute(attribute)))
             # A run that goes on measures again what was measured after its checkpoint.
-            others = [one for one in read_probes(directory) if one.step != step]
-            if found.score > max((one.score for one in others), default=-np.inf):
+            earlier = [one for one in read_probes(directory) if one.step != step]
+            if found.score > max((one.score for one in earlier), default=-np.inf):
                 save_attribute(directory, attribute)
             with (directory / PROBES).open("a") as file:
                 file.write(json.dumps({**found._asdict(), "score": found.score}) + "\n")
@@ -131,10 +127,11 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
             "step %d: gain %.3f, leakage %.3f, score %.3f", step, found.gain, found.leakage, found.score
         )
 
-    every = (config["probe"]["every"], look)
     with timed(timings, "train and probe"):
-        loss_fn = loss_of(config, learner)
-        if fit(config, directory, root, params, loss_fn, batch_at, frozen=frozen, every=every) is None:
+        # What the filter recognizes is the first candidate.
+        if learner.recognizes and not any(one.step == 0 for one in read_probes(directory)):
+            look(0, params)
+        if config["steps"] and not _tune(config, learner, directory, root, params, look, timings):
             return
     probes = read_probes(directory)
     best = max(probes, key=lambda one: one.score)
@@ -164,6 +161,36 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         "the step with the best score is %d: gain %.3f, leakage %.3f; wrote %s (%.2f MB) and index.html",
         *(best.step, best.gain, best.leakage, directory / FILE_NAME, size / 1e6),
     )
+
+
+def _tune(
+    config: Mapping[str, Any],
+    learner: Learner,
+    directory: Path,
+    root: Key[Array, ""],
+    params: Any,
+    look: Callable[[int, Any], None],
+    timings: dict[str, float],
+) -> bool:
+    """Train, and look every few steps; false where the time was up before the end."""
+    with timed(timings, "prior, of that"):
+        batch_at = batches(config, learner, root)
+    begun = attribute_vectors(
+        learner.begun, learner.filter, jnp.asarray(learner.word.origin), learner.states, learner.weight
+    )
+    frozen = {
+        "unet": learner.partition.frozen,
+        "text": learner.pipeline.text_encoder.params,
+        "origin": jnp.asarray(learner.word.origin),
+        "begun": begun if learner.recognizes else jnp.asarray(learner.word.origin),
+    }
+
+    def look_at(step: int, state: TrainState) -> None:
+        look(step, state.params)
+
+    every = (config["probe"]["every"], look_at)
+    loss_fn = loss_of(config, learner)
+    return fit(config, directory, root, params, loss_fn, batch_at, frozen=frozen, every=every) is not None
 
 
 def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[Array, dict[str, Array]]]:
@@ -200,14 +227,31 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
         if more:
             metrics["prior"] = losses[rows:].mean()
             loss = loss + config["prior"]["weight"] * metrics["prior"]
-        size = config["code_weight"] * jnp.mean((vectors[:rows] - frozen["origin"]) ** 2)
+        size = config["code_weight"] * jnp.mean((vectors[:rows] - frozen["begun"]) ** 2)
         return loss + size, metrics
 
     return loss_fn
 
 
-def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], digest: str) -> Attribute:
-    """What a file keeps of trained parameters: the reference itself is what the filter then sees."""
+def to_attribute(
+    params: Any,
+    learner: Learner,
+    config: Mapping[str, Any],
+    digest: str,
+    others: Float[np.ndarray, "k d"] | None,
+    *,
+    tuned: bool,
+) -> Attribute:
+    """What a file keeps of trained parameters: the reference itself is what the filter then sees.
+
+    Args:
+        params: of filter, fusion and the UNet's part.
+        learner: what does not change.
+        config: of the run.
+        digest: of the base's weights.
+        others: embeddings of the reference's other attribute, where the base has a filter for it.
+        tuned: whether the UNet's part has changed; else it is left out.
+    """
     vectors = attribute_vectors(
         params, learner.filter, jnp.asarray(learner.word.origin), learner.states, learner.weight
     )
@@ -221,8 +265,9 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], diges
         base=digest,
         vectors=np.asarray(vectors[0]),
         origin=learner.word.origin,
-        weights={name: np.asarray(leaf) for name, leaf in weights.items()},
-        adapter={name: np.asarray(leaf) for name, leaf in adapter.items()},
+        other=others,
+        weights={name: np.asarray(leaf) for name, leaf in weights.items() if tuned},
+        adapter={name: np.asarray(leaf) for name, leaf in adapter.items() if tuned},
         recipe={name: plain(config[name]) for name in keep}
         | {"example": config["probe"]["prompts"][0].replace(HERE, learner.word.text)},
     )
@@ -236,7 +281,10 @@ def read_probes(directory: Path) -> list[Probe]:
     return [found[step] for step in sorted(found)]
 
 
-def _learner(config: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Learner, str]:
+def _learner(
+    config: Mapping[str, Any], key: Key[Array, ""]
+) -> tuple[Learner, str, Float[np.ndarray, "k d"] | None]:
+    """What is learned from, the digest of its base, and embeddings of the reference's other attribute."""
     base = find_base(base_or_bundled(config["base"]), config["variant"] or None)
     pipeline = load_pipeline(base, variant=config["variant"] or None)
     if pipeline.image_encoder is None:
@@ -260,8 +308,17 @@ def _learner(config: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Learner, s
     states, weight = see(
         pipeline.image_encoder, jnp.asarray(reference.picture[None]), jnp.asarray(reference.mask[None])
     )
-    learner = Learner(pipeline, reference, word, filter_, partition, states, weight)
-    return learner, weights_digest(base, config["variant"] or None)
+    saved = find_filter(config, base)
+    begun = saved.params if saved else init_conditioning(jax.random.fold_in(key, 1), filter_, states, weight)
+    learner = Learner(pipeline, reference, word, filter_, partition, states, weight, begun, saved is not None)
+    if not saved and not config["steps"]:
+        raise ValueError(
+            f"steps=0 learns nothing, and {base} has no filter that recognizes the {config['attribute']} of "
+            "a picture (configs/attrworld/filters.py trains one): give --config.steps"
+        )
+    other = other_filter(config, base)
+    others = recognized(other, pipeline, states, weight) if other else None
+    return learner, weights_digest(base, config["variant"] or None), others
 
 
 def _similarity(config: Mapping[str, Any], learner: Learner) -> measure.Similarity:

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, UInt8
 from attrjax.attributes.conditioning import see
 from attrjax.attributes.filters import foreground_statistics
 from attrjax.attrworld.judges import Judges, embed_appearance, embed_shape
+from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.pipeline import Component
 from attrjax.data.references import Reference, Segmenter
 
-OTHER = {"shape": "appearance", "appearance": "shape"}
 Pictures = UInt8[np.ndarray, "n h w 3"]
 Similarity = Callable[[Pictures], dict[str, Float[np.ndarray, " n"]]]
 

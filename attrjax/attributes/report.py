@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from attrjax.attributes.measure import OTHER, Probe
+from attrjax.attributes.measure import Probe
+from attrjax.checkpoints.attribute import OTHER
 from attrjax.data.pictures import to_uint8
 from attrjax.data.references import Reference
 from attrjax.report import page, plot
@@ -53,7 +54,8 @@ def write_report(
     for row in range(len(prompts)):
         at = range(row * len(seeds), (row + 1) * len(seeds))
         table.append([picture for i in at for picture in (before[i], after[i])])
-    metrics = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
+    path = directory / METRICS  # there is none where nothing was tuned
+    metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     loss = {
         name: [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
         for name in ("pairs", "prior")
@@ -63,6 +65,10 @@ def write_report(
         f"leakage: {OTHER[attribute]}": [(one.step, one.leakage) for one in probes],
         "chosen step": [(chosen["step"], chosen["gain"]), (chosen["step"], chosen["leakage"])],
     }
+    loss = {name: points for name, points in loss.items() if points}
+    plots = [plot.line_plot(curves, "step", "change of similarity", "Gain and leakage")]
+    if loss:
+        plots.append(plot.line_plot(loss, "step", "loss", "Training loss"))
     facts = {
         "Chosen step": chosen["step"],
         f"Gain in {attribute}": round(chosen["gain"], 3),
@@ -107,10 +113,7 @@ def write_report(
                     "cosine similarity, against the untuned base. The step with the largest gain less "
                     "leakage is kept."
                 ),
-                plot.line_plot(curves, "step", "change of similarity", "Gain and leakage"),
-                plot.line_plot(
-                    {name: points for name, points in loss.items() if points}, "step", "loss", "Training loss"
-                ),
+                *plots,
                 page.facts_table(facts, "Results"),
                 page.data_table(("Part", "Seconds"), seconds, "Time that each part took"),
                 page.paragraph(" · ".join(line.strip() for line in results["tuned"])),

@@ -91,12 +91,19 @@ def prompt(shape: str, material: str) -> str:
     return with_article(noun)
 
 
-def caption(facts: Facts, generator: np.random.Generator) -> str:
+def caption(
+    facts: Facts, generator: np.random.Generator, *, noun: str = "", material: tuple[str, str] | None = None
+) -> str:
     """One of the many sentences that are true of a picture; each leaves some of the facts out.
+
+    With the same state of the generator, sentences with other words for shape or material have the same form.
 
     Args:
         facts: of the picture.
         generator: advanced by the same amount for every caption.
+        noun: what to call the shape, whatever it is, such as a placeholder; it is never left out.
+        material: what to call the material, as an adjective and as a phrase behind the noun; it is never left
+            out.
 
     Returns:
         small letters, at most ``MAX_WORDS`` words.
@@ -105,14 +112,15 @@ def caption(facts: Facts, generator: np.random.Generator) -> str:
         KeyError: a name that the world does not have.
     """
     draws = iter(generator.random(_DRAWS).tolist())
-    noun = _noun(facts.shape, draws)
+    noun = noun or _noun(facts.shape, draws)
     bare = noun == words.SOMETHING
 
     adjectives: list[str] = []
     phrases: list[str] = []  # these go on with the sentence
     tags: list[str] = []  # these stand after a comma
-    if next(draws) < MATERIAL_RATE and (facts.material or facts.pattern):
-        before, after = _material(facts, draws)
+    told = next(draws) < MATERIAL_RATE and (facts.material or facts.pattern)
+    if material or told:
+        before, after = material or _material(facts, draws)
         front = 0.8 if facts.material in COLOURS else 0.5
         if not bare and next(draws) < front:
             adjectives.append(before)

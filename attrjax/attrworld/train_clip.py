@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from attrjax.attrworld.batches import DATA, INIT, NAMES, NOISE, captioned_at, rendered, told_at
 from attrjax.attrworld.bundled import BASE
+from attrjax.attrworld.render import Rendered
 from attrjax.checkpoints.pipeline import (
     Component,
     build_network,
@@ -21,7 +22,7 @@ from attrjax.checkpoints.pipeline import (
     save_tokenizer,
 )
 from attrjax.fit import begin, fit
-from attrjax.models.clip_vision import preprocess
+from attrjax.models.clip_vision import patch_states, preprocess
 from attrjax.runs import plain, write_record
 
 # exp(scale) is at most this, as in CLIP.
@@ -44,7 +45,9 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     alone does not teach this text tower to read: words are learned long before shapes in pictures, and what
     pictures do not answer yet is forgotten. A batch is a grid of shapes and materials, for in batches at
     random material and backdrop tell nearly all pictures apart, and the image tower learns to see nothing
-    else; for the same reason classifiers are to find the families in its embeddings too.
+    else; for the same reason classifiers are to find the families in its embeddings too. And every patch's
+    state, where attribute filters read it, is to tell outline and depth within the patch: captions alone
+    teach a tower this small next to nothing about shapes in the steps that a CPU affords.
 
     Raises:
         ValueError, FileExistsError: the config does not fit itself, or the run that the directory holds.
@@ -92,7 +95,8 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     def contrast_loss(
         params: Any, batch: dict[str, Any], _: Key[Array, ""], frozen: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        pixels = preprocess((rendered(batch["scene"], size).picture + 1) / 2, vision.image_size)
+        world = rendered(batch["scene"], size)
+        pixels = preprocess((world.picture + 1) / 2, vision.image_size)
         seen: Any = vision.apply({"params": params["vision"]}, pixels)
         images = unit(seen.image_embeds)
         texts = read({**jax.lax.stop_gradient(frozen), PROJECTION: params[PROJECTION]}, batch["tokens"])
@@ -103,10 +107,17 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         entropies, metrics = _all_classified(images, params["heads"], batch)
         loss = -jnp.mean(chosen[0] + chosen[1]) / 2
         loss = loss + config["family_weight"] * sum(entropies.values(), start=jnp.float32(0))
+        wanted = relief_of_patches(world, vision.image_size // vision.patch_size)
+        told = jax.nn.standardize(patch_states(seen)) @ params["relief"]["kernel"] + params["relief"]["bias"]
+        relief = jnp.mean((told - wanted) ** 2) / jnp.mean(wanted**2)
+        loss = loss + config["relief_weight"] * relief
+        metrics["relief"] = relief
         return loss, {"found": jnp.mean(jnp.argmax(logits, 1) == right), "scale": scale, **metrics}
 
     blank = jnp.zeros((1, vision.image_size, vision.image_size, 3))
+    told = 2 * (size // (vision.image_size // vision.patch_size)) ** 2  # of a patch: outline and depth
     begun = {
+        "relief": {"kernel": jnp.zeros((vision.hidden_size, told)), "bias": jnp.zeros(told)},
         "vision": jax.jit(vision.init)(keys[1], blank)["params"],
         PROJECTION: params["text"][PROJECTION],
         "scale": jnp.log(jnp.float32(14.0)),
@@ -130,6 +141,24 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     among = config["rows"] * config["columns"]
     write_record(directory, config, {"results": {"reading": read_by, "among": among, "contrast": found}})
     logging.info("among %d captions, and the families of pictures: %s", among, found)
+
+
+def relief_of_patches(seen: Rendered, side: int) -> Float[Array, "n p v"]:
+    """Outline and depth within each of side x side patches, row by row.
+
+    The outline is the mask less a half; depth is the object's, about its mean, in thirds of a unit of the
+    world, and 0 beside it.
+
+    Args:
+        seen: pictures with a leading axis, of a size that ``side`` divides.
+        side: patches along a side.
+    """
+    mean = (seen.mask * seen.depth).sum((1, 2), keepdims=True) / (seen.mask.sum((1, 2), keepdims=True) + 1e-3)
+    both = jnp.stack([seen.mask - 0.5, seen.mask * jnp.clip(3 * (seen.depth - mean), -2, 2)], -1)
+    n, size = both.shape[:2]
+    patch = size // side
+    patches = both.reshape(n, side, patch, side, patch, 2).swapaxes(2, 3)
+    return patches.reshape(n, side * side, -1)
 
 
 def _all_classified(

@@ -22,7 +22,8 @@ from attrjax.models.adapters import bind, combine
 
 FILE_NAME = "attribute.safetensors"
 FORMAT = "attrjax attribute 1"
-ATTRIBUTES = ("shape", "appearance")
+OTHER = {"shape": "appearance", "appearance": "shape"}
+ATTRIBUTES = tuple(OTHER)
 _FACTS = ("attribute", "word", "initial", "base")
 
 
@@ -36,6 +37,7 @@ class Attribute(NamedTuple):
         base: ``weights_digest`` of the base that it belongs to.
         vectors: embeddings of the placeholder's K tokens.
         origin: embedding of ``initial``.
+        other: embeddings of the reference's other attribute, for ``other_word``; None where it is not known.
         weights: {"/"-path: value} of the UNet's leaves that were tuned themselves.
         adapter: {"/"-path: value} of low-rank factors, as ``models.adapters`` has them.
         recipe: how it was learned, in JSON's terms.
@@ -47,6 +49,7 @@ class Attribute(NamedTuple):
     base: str
     vectors: Float[np.ndarray, "k d"]
     origin: Float[np.ndarray, " d"]
+    other: Float[np.ndarray, "k d"] | None
     weights: dict[str, np.ndarray]
     adapter: dict[str, np.ndarray]
     recipe: dict[str, Any]
@@ -64,6 +67,8 @@ def save_attribute(path: str | Path, attribute: Attribute, *, dtype: Any = np.fl
         the file's path.
     """
     tensors = {"vectors": attribute.vectors, "origin": attribute.origin}
+    if attribute.other is not None:
+        tensors["other"] = attribute.other
     tensors |= {f"unet/{name}": leaf for name, leaf in attribute.weights.items()}
     tensors |= {f"adapter/{name}": leaf for name, leaf in attribute.adapter.items()}
     facts = {name: getattr(attribute, name) for name in _FACTS}
@@ -93,6 +98,7 @@ def load_attribute(path: str | Path) -> Attribute:
         **{name: header[name] for name in _FACTS},
         vectors=wide["vectors"],
         origin=wide["origin"],
+        other=wide.get("other"),
         weights=parts["unet/"],
         adapter=parts["adapter/"],
         recipe=json.loads(header["recipe"]),
@@ -148,16 +154,31 @@ def apply_attributes(
             tree = unflatten_dict(attribute.adapter, sep="/")
             bound.append(bind(tree, strength, network=pipeline.unet.params))
         vectors = attribute.origin + strength * (attribute.vectors - attribute.origin)
-        pipeline = with_words(pipeline, {"text_encoder": {attribute.word: vectors}})
+        known = {attribute.word: vectors}
+        if attribute.other is not None:
+            known[other_word(attribute.word, attribute.attribute)] = attribute.other
+        pipeline = with_words(pipeline, {"text_encoder": known})
     flat |= {name: leaf.astype(flat[name].dtype) for name, leaf in changed.items()}
     unet = pipeline.unet._replace(params=unflatten_dict(flat, sep="/"))
     return pipeline._replace(unet=unet), {"unet": combine(bound)} if bound else {}
 
 
-def weights_digest(base: str | Path, variant: str | None = None) -> str:
-    """SHA-256 of the weights of a base's UNet and text encoder, however they are divided into files."""
+def other_word(word: str, attribute: str) -> str:
+    """What stands for the other attribute of the reference: ``<shape:appearance>`` beside ``<shape>``.
+
+    Args:
+        word: the placeholder of what was learned.
+        attribute: that was learned.
+    """
+    return f"<{word.strip('<>')}:{OTHER[attribute]}>"
+
+
+def weights_digest(
+    base: str | Path, variant: str | None = None, parts: Sequence[str] = ("unet", "text_encoder")
+) -> str:
+    """SHA-256 of the weights of a base's parts, however they are divided into files."""
     total = hashlib.sha256()
-    for name in ("unet", "text_encoder"):
+    for name in parts:
         stored = open_weights(Path(base) / name, STEMS[name], variant)
         for key, tensor in sorted(stored.items()):
             view = np.ascontiguousarray(tensor.view())

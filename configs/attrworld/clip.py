@@ -41,6 +41,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.columns = 8
     # Of finding shape and material in the image tower's embeddings, beside the contrast's weight of 1.
     config.family_weight = 0.5
+    # Of telling outline and depth in the states of its patches.
+    config.relief_weight = 1.0
     config.steps = 600
     config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup": 50, "weight_decay": 0.05, "b2": 0.98})
     config.ema_decay = 0.98
