@@ -17,7 +17,7 @@ from attrjax.data.pictures import png_bytes
 from attrjax.generate import Settings, make_jobs, make_pictures
 from attrjax.report import page
 from attrjax.report.grid import labelled_grid
-from attrjax.runs import write_whole
+from attrjax.runs import plain, write_whole
 
 # {0} is the word of the shape, {1} that of the appearance.
 PROMPTS = {
@@ -60,7 +60,7 @@ def learn(config: Mapping[str, Any], base: Path, directory: Path) -> Learned:
     Raises:
         ValueError, FileNotFoundError: as ``customize``.
     """
-    runs = config["learn"]
+    runs = {name: plain(run) | {"base": config["base"]} for name, run in config["learn"].items()}
     for attribute, run in runs.items():
         where = directory / attribute
         if not (where / "index.html").exists():

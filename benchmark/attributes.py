@@ -18,6 +18,7 @@ the held-out ones stay unseen. Intervals are 95 % percentiles of a bootstrap ove
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,10 +162,10 @@ def interval(values: Sequence[float], generator: np.random.Generator) -> tuple[f
 def recipe(text: str) -> tuple[str, dict[str, Any]]:
     """A recipe's name and what it changes, of NAME:key=value,key=value."""
     name, _, changes = text.partition(":")
-    pairs = (pair.partition("=") for pair in changes.split(",") if pair)
-    return name, {
-        key: json.loads(value) if value[:1] in "-0123456789[{" else value for key, _, value in pairs
-    }
+    # A comma within brackets belongs to a value.
+    pairs = (pair.partition("=") for pair in re.split(r",(?![^\[]*\])", changes) if pair)
+    read = {key: json.loads(value) if value[:1] in "-0123456789[" else value for key, _, value in pairs}
+    return name, {key: tuple(value) if isinstance(value, list) else value for key, value in read.items()}
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.placeholder = "<appearance>"
     config.initial = "stone wood metal"  # the mean of these words
     config.filter = "appearance"
-    config.partition = "decoder"
-    config.steps = 100
+    config.partition = "decoder_attention"
+    config.steps = 75
+    config.optimizer.learning_rate = 2e-4
     config.probe.prompts = (
         "a ball made of {}",
         "a vase made of {}",

@@ -42,15 +42,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.filter_weights = "base"  # the base's own where it has some; none to begin anew; or a file
 
     # What is tuned: a part of the UNet (encoder, decoder, mid, full, cross_attention, ...) by a rule (train,
-    # lora:RANK, offset:RANK), or a list of (regex, rule).
-    config.partition = "encoder"
+    # lora:RANK, offset:RANK), or a list of rules, "REGEX RULE; REGEX RULE", of which the first that matches
+    # decides.
+    config.partition = "full"  # docs/attributes.md has what the encoder alone does on the bundled base
     config.rule = "train"
     config.timesteps = (0, 1000)
 
     # How it is learned.
-    config.steps = 150  # 0 for what the filter recognizes without any
+    config.pairs = "destroyed"  # what is shown has lost the other attribute; whole: the reference as it is
+    config.steps = 100  # 0 for what the filter recognizes without any
     config.batch_size = 8  # pairs drawn from the reference
-    config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10, "decay": "constant"})
+    config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10})
     config.snr_gamma = 0.0  # gamma of min-SNR weights; 0 for none
     config.offset_noise = 0.0
     config.backdrop_weight = 0.3  # of the error outside of the mask

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from attrjax.attributes.pairs import Cut, Painted, appearance_pair, say, shape_pair
+from attrjax.attributes.pairs import Cut, Painted, appearance_pair, say, shape_pair, whole_pair
 from attrjax.attributes.silhouettes import SILHOUETTES
 from attrjax.attributes.sources import PURE
 from attrjax.attributes.textures import BACKDROP_NAMES, COLOUR_NAMES, PATTERNS
@@ -298,3 +298,16 @@ def test_prompts_name_silhouettes_and_only_known_words():
         assert [silhouette] == named if silhouette in words.SHAPES else not named
     with pytest.raises(ValueError, match="no attribute 'shap'; did you mean 'shape'"):
         say("shap", painted, "*", np.random.default_rng(0))
+
+
+def test_a_whole_pair_is_the_reference_or_its_mirror_image():
+    picture = jax.random.uniform(jax.random.key(0), (16, 16, 3))
+    mask = jax.random.uniform(jax.random.key(1), (16, 16))
+    made = [whole_pair(jax.random.key(i), picture, mask) for i in range(12)]
+    straight = [bool((pair.target == picture).all()) for pair in made]
+    assert 0 < sum(straight) < 12
+    for pair, as_it_is in zip(made, straight, strict=True):
+        expected = (picture, mask) if as_it_is else (picture[:, ::-1], mask[:, ::-1])
+        seen_and_target = (pair.view, pair.view_mask, pair.target, pair.target_mask)
+        for seen, wanted in zip(seen_and_target, 2 * expected, strict=True):
+            np.testing.assert_array_equal(seen, wanted)

@@ -79,6 +79,13 @@ def test_rules_that_cannot_be_meant_are_refused(rules, message):
 def test_an_unknown_part_names_the_known_ones():
     with pytest.raises(ValueError, match="did you mean 'encoder'.*decoder"):
         rules_of("encode")
+    with pytest.raises(ValueError, match="must be REGEX RULE, two words"):
+        rules_of("down_blocks_.* train; freeze")
+
+
+def test_rules_can_be_written_out():
+    written = rules_of(r"down_blocks_\d+/.*/attn2/.* lora:4; .* freeze")
+    assert written == [(r"down_blocks_\d+/.*/attn2/.*", "lora:4"), (".*", "freeze")]
 
 
 def test_what_is_tuned_is_told_with_its_share(unet):

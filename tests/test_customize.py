@@ -12,7 +12,7 @@ from attrjax.attributes.customize import customize, read_probes
 from attrjax.checkpoints.attribute import load_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.sample import sample
-from configs import appearance, shape
+from configs import appearance, faithful, shape
 from configs import sample as sample_config
 
 
@@ -113,6 +113,17 @@ def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, re
     attribute = load_attribute(tmp_path / "appearance")
     assert not attribute.weights and attribute.adapter
     assert all(path.startswith("up_blocks_") for path in attribute.adapter)
+
+
+def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(small_base, reference, tmp_path):
+    config = small(faithful.get_config("attribute=shape"), small_base, reference, batch_size=1)
+    config.prior.count = 0
+    customize(config, str(tmp_path / "faithful"))
+    attribute = load_attribute(tmp_path / "faithful")
+    kinds = {path.rsplit("/", 2)[-2] for path in attribute.adapter}
+    assert all("/attn" in path for path in attribute.adapter) and kinds <= {"to_q", "to_k", "to_v"}
+    assert not any("to_q/kernel" in path for path in attribute.weights)
+    assert all(path.startswith("down_blocks_") for path in [*attribute.weights, *attribute.adapter])
 
 
 @pytest.mark.parametrize(

@@ -115,3 +115,28 @@ def test_neighbours_in_the_banner_have_different_backdrops():
     assert len(set(shapes)) == len(set(materials)) == 24
     table = np.array(backdrops).reshape(2, 12, 3)
     assert (table[:, 1:] != table[:, :-1]).any(-1).all() and (table[0] != table[1]).any(-1).all()
+
+
+def test_the_demo_learns_two_attributes_and_composes_them(config, small_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "BASE", small_base)
+    config = config.copy_and_resolve_references()
+    config.shapes, config.materials = ("vase",), ("red",)
+    config.learn = demo_config.get_config().learn
+    for run in config.learn.values():
+        run.update({"initial": "at", "num_tokens": 1, "steps": 1, "batch_size": 1})
+        run.cache_dir = config.cache_dir
+        run.optimizer.warmup = 0
+        run.prior.count = 0
+        run.probe.update({"every": 1, "prompts": ("a {}",), "seeds": (0,), "steps": 2, "batch_size": 1})
+    demo(config, str(tmp_path / "demo"))
+    text = (tmp_path / "demo/index.html").read_text()
+    assert text.count("<img ") == 1 + 2 + 4 * 4 + 4 * 4 + 2 * 4
+    assert "a &lt;shape&gt; made of &lt;appearance&gt;" in text
+    for name in ("shape", "appearance", "both"):
+        assert (tmp_path / f"demo/{name}.png").is_file()
+    for name in ("shape", "appearance"):
+        assert (tmp_path / f"demo/{name}/index.html").is_file()
+    # What is learned already stays as it is.
+    before = (tmp_path / "demo/shape/attribute.safetensors").stat().st_mtime_ns
+    demo(config, str(tmp_path / "demo"), resume=True)
+    assert (tmp_path / "demo/shape/attribute.safetensors").stat().st_mtime_ns == before

@@ -67,7 +67,11 @@ def batches(
     attribute, rows = config["attribute"], config["batch_size"]
     length = pipeline.text_encoder.module.max_position_embeddings
     factor = vae_factor(pipeline)
+    if config["pairs"] not in ("destroyed", "whole"):
+        raise ValueError(f"pairs={config['pairs']!r} must be destroyed or whole")
+    whole = config["pairs"] == "whole"
     make = {"shape": pairs.shape_pair, "appearance": pairs.appearance_pair}[attribute]
+    make = pairs.whole_pair if whole else make
     vae, encoder = pipeline.vae, pipeline.image_encoder
     assert encoder is not None
 
@@ -98,7 +102,10 @@ def batches(
         key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
         batch, drawn = draw(key)
         generator = generator_of(jax.random.fold_in(key, 2))
-        prompts = pairs.say(attribute, jax.device_get(drawn), word.text, generator)
+        if whole:
+            prompts = [f"an object in the {attribute} of {word.text}"] * rows
+        else:
+            prompts = pairs.say(attribute, jax.device_get(drawn), word.text, generator)
         if own is not None:
             chosen = generator.integers(0, len(own["latents"]), config["prior"]["rows"])
             prompts = [*prompts, *(own["prompts"][i] for i in chosen)]

@@ -52,7 +52,7 @@ from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.fit import begin, fit
 from attrjax.generate import Settings, latent_shape, make_jobs, make_pictures, vae_factor
 from attrjax.models.adapters import bind
-from attrjax.runs import plain, timed, write_record
+from attrjax.runs import peak_memory, plain, timed, write_record
 from attrjax.training import TrainState
 
 INIT = 1 + max(DATA, PRIOR)  # what the run's key is folded with, beside what ``batches`` folds it with
@@ -142,6 +142,7 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     results = {
         "chosen": best._asdict() | {"score": best.score},
         "bytes": size,
+        "peak_memory": peak_memory(),
         "timings": timings,
         "mask": learner.reference.origin,
         "tuned": describe(learner.partition),
@@ -302,8 +303,7 @@ def _learner(
     )
     word = new_word(pipeline, config["placeholder"], config["initial"], config["num_tokens"])
     filter_ = make_filter(config["filter"], pipeline, config["num_tokens"])
-    rules = config["partition"]
-    rules = rules_of(rules, config["rule"]) if isinstance(rules, str) else [tuple(rule) for rule in rules]
+    rules = rules_of(config["partition"], config["rule"])
     partition = split(pipeline.unet.params, rules, jax.random.fold_in(key, 0))
     states, weight = see(
         pipeline.image_encoder, jnp.asarray(reference.picture[None]), jnp.asarray(reference.mask[None])

@@ -180,6 +180,23 @@ def _both(key: Key[Array, ""], draw: Callable) -> Pair:
     return Pair(view, view_mask, target, target_mask, jax.tree.map(lambda leaf: leaf[1], drawn))
 
 
+@jax.jit
+def whole_pair(key: Key[Array, ""], picture: Float[Array, "h w 3"], mask: Float[Array, "h w"]) -> Pair:
+    """The reference itself as view and target, mirrored half of the time: nothing of it is destroyed.
+
+    What OSTAF's code trains on (github.com/wangyePHD/SigStyle, its data set's augmentation), for comparison.
+
+    Args:
+        key: of all that is drawn.
+        picture: the reference in [-1, 1].
+        mask: of its foreground, in [0, 1].
+    """
+    mirrored = jax.random.bernoulli(key)
+    picture = jnp.where(mirrored, picture[:, ::-1], picture)
+    mask = jnp.where(mirrored, mask[:, ::-1], mask)
+    return Pair(picture, mask, picture, mask, ())
+
+
 def say(attribute: str, drawn: Painted | Cut, placeholder: str, generator: np.random.Generator) -> list[str]:
     """Prompts for targets: what is true of each beside the attribute, which the placeholder stands for.
 

@@ -58,15 +58,25 @@ class Partition(NamedTuple):
 
 
 def rules_of(part: str, rule: str = "train") -> list[tuple[str, str]]:
-    """The rules that tune one of ``PARTS`` and freeze all else.
+    """The rules that tune one of ``PARTS`` by one rule and freeze all else; or those that are written out.
+
+    Args:
+        part: one of ``PARTS``, or ``REGEX RULE; REGEX RULE``, as in ``mid_block/.* train; .* freeze``.
+        rule: of a part.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: there is no such part, or a written rule is not two words.
     """
+    if " " in part.strip():
+        written = [pair.split() for pair in part.split(";")]
+        for pair in written:
+            if len(pair) != 2:
+                raise ValueError(f"{' '.join(pair)!r} in the partition must be REGEX RULE, two words")
+        return [(pattern, rule) for pattern, rule in written]
     if part not in PARTS:
         raise ValueError(
             f"partition {part!r} is unknown{did_you_mean(part, PARTS)}; there are {', '.join(PARTS)}, and "
-            "any list of (regex, rule)"
+            "any list of rules, 'REGEX RULE; REGEX RULE'"
         )
     return [(PARTS[part], rule), (".*", "freeze")]
 

@@ -38,7 +38,7 @@ def write_report(
         jobs: prompt and seed of each picture.
         before, after: pictures without and with the attribute, from the same noise.
         probes: what was measured.
-        results: ``chosen``, ``bytes``, ``timings``, ``mask``, ``tuned``.
+        results: ``chosen``, ``bytes``, ``peak_memory``, ``timings``, ``mask``, ``tuned``.
     """
     attribute, chosen = config["attribute"], results["chosen"]
     picture, mask = to_uint8(reference.picture[None])[0], np.round(255 * reference.mask).astype(np.uint8)
@@ -74,6 +74,7 @@ def write_report(
         f"Gain in {attribute}": round(chosen["gain"], 3),
         f"Leakage of {OTHER[attribute]}": round(chosen["leakage"], 3),
         "Foreground": origins[results["mask"]],
+        "Peak memory": f"{results['peak_memory'] / 1e9:.1f} GB",
         "Size of the learned file": f"{results['bytes'] / 1e6:.2f} MB",
         "Tuned": results["tuned"][0].removeprefix("tuned: "),
         "Computed on": versions()["device"],

@@ -1,0 +1,44 @@
+"""The recipe that attrjax began from, beside its own: OSTAF's, as SigStyle's code has it.
+
+python -m attrjax.main --config=configs/faithful.py --workdir=runs/faithful --config.reference=my.png
+python -m attrjax.main --config=configs/faithful.py:attribute=shape --workdir=runs/faithful-shape
+
+A two-layer filter without a structure of its own, one placeholder token, the reference as it is under one
+prompt, multiplicative low-rank offsets of all attention in the decoder (for shape: the encoder) and its
+other weights themselves, 1,000 steps of one picture at 2e-5, no prior. What its code has broken is mended:
+offsets begin as the identity and not at random, what the filter reads does not depend on time and noise, and
+is saved; and the step is chosen by measurement and not by hand. Source: github.com/wangyePHD/SigStyle
+(pretrain_inversion_appearance.py, filter.py).
+"""
+
+from ml_collections import ConfigDict
+
+from attrjax.arguments import parse_arg
+from configs import appearance, shape
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """All that can be set, with ``--config.NAME=VALUE``."""
+    asked = parse_arg(arg, attribute="appearance")
+    if asked.attribute not in ("shape", "appearance"):
+        raise ValueError(f"attribute={asked.attribute!r} must be shape or appearance")
+    config = (shape if asked.attribute == "shape" else appearance).get_config()
+    blocks = "down" if asked.attribute == "shape" else "up"
+    config.filter = "mlp"
+    config.filter_weights = "none"
+    config.num_tokens = 1
+    config.partition = (
+        rf"{blocks}_blocks_\d+/.*/attn[12]/to_[qkv]/kernel offset:3; {blocks}_blocks_\d+/.* train; .* freeze"
+    )
+    config.pairs = "whole"
+    config.steps = 1000
+    config.batch_size = 1
+    config.optimizer = ConfigDict(
+        {"learning_rate": 2e-5, "decay": "constant", "weight_decay": 0.01, "b2": 0.999, "clip": 0.0}
+    )
+    config.backdrop_weight = 1.0
+    config.code_weight = 0.01
+    config.prior.count = 0
+    config.probe.every = 100
+    config.save_every = 200
+    return config
