@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from attrjax.attrworld.bundle import bundle
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.pool import pooled_at
+from attrjax.attrworld.render import Rendered
 from attrjax.attrworld.scenes import unseen
-from attrjax.attrworld.train_clip import clip
+from attrjax.attrworld.train_clip import clip, relief_of_patches
 from attrjax.attrworld.train_unet import unet
 from attrjax.attrworld.train_vae import vae
 from attrjax.checkpoints.pipeline import load_component, load_pipeline, load_tokenizer
@@ -136,3 +137,15 @@ def test_impossible_pools_are_refused():
 
 def test_a_pair_that_is_held_out_has_both_names():
     assert not unseen("", "red") and not unseen("ball", "")
+
+
+def test_the_relief_of_a_patch_is_its_outline_and_depth_about_the_object_s_mean():
+    mask = np.zeros((1, 8, 8), np.float32)
+    mask[0, 2:6, 2:6] = 1
+    depth = np.where(mask > 0, 5.0 + 0.1 * np.arange(8), 20.0).astype(np.float32)
+    seen = Rendered(np.zeros((1, 8, 8, 3), np.float32), mask, depth)
+    relief = np.asarray(relief_of_patches(seen, 2)).reshape(4, 4, 4, 2)
+    np.testing.assert_array_equal(relief[0, ..., 0], mask[0, :4, :4] - 0.5)
+    np.testing.assert_array_equal(relief[1, ..., 0], mask[0, :4, 4:] - 0.5)
+    assert (relief[..., 1][relief[..., 0] < 0] == 0).all()  # nothing is told of the floor's depth
+    np.testing.assert_allclose(relief[0, 2, 2:, 1], [-0.45, -0.15], atol=5e-3)

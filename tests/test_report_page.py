@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from attrjax.report import page, plot
 from attrjax.report.tiles import Section, tile_sheet
@@ -170,3 +171,11 @@ def test_tiles_keep_their_pictures_and_their_order():
 def test_tiles_that_do_not_fit_are_refused(sections, columns, message):
     with pytest.raises(ValueError, match=message):
         tile_sheet(sections, columns)
+
+
+def test_a_command_names_keys_of_configs_within_the_config_as_flags():
+    config = ConfigDict({"task": "x", "steps": 3, "probe": {"every": 5, "prompts": ("a {}",)}})
+    lines = page.command("configs/x.py", "runs/x", config).splitlines()
+    assert any(line.strip().startswith("--config.probe.every=5") for line in lines)
+    assert any("--config.probe.prompts=" in line and '"a {}"' in line for line in lines)
+    assert not any("--config.probe=" in line or "task" in line for line in lines)
