@@ -44,7 +44,7 @@ def small(config, base, reference, **changes):
 @pytest.fixture(scope="module")
 def learned(small_base, reference, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "shape"
-    customize(small(shape.get_config(), small_base, reference), str(workdir))
+    customize(small(shape.get_config(), small_base, reference, partition="encoder"), str(workdir))
     return workdir
 
 
@@ -71,18 +71,19 @@ def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, reference, tmp_path):
     # As after a kill between the last measurement and its checkpoint; and once from the beginning.
+    config = small(shape.get_config(), small_base, reference, partition="encoder")
     again = tmp_path / "again"
     shutil.copytree(learned, again)
     shutil.rmtree(again / "checkpoints/2")
     if read_probes(again)[1].score > read_probes(again)[0].score:
         (again / "attribute.safetensors").unlink()
-    customize(small(shape.get_config(), small_base, reference), str(again), resume=True)
+    customize(config, str(again), resume=True)
     assert read_probes(again) == read_probes(learned)
     name = "attribute.safetensors"
     assert (again / name).read_bytes() == (learned / name).read_bytes()
 
     again = tmp_path / "anew"
-    customize(small(shape.get_config(), small_base, reference), str(again))
+    customize(config, str(again))
     assert (again / "probes.jsonl").read_text() == (learned / "probes.jsonl").read_text()
     assert (again / name).read_bytes() == (learned / name).read_bytes()
 
