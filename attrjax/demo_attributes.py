@@ -11,7 +11,7 @@ from PIL import Image
 
 from attrjax.attributes.customize import customize
 from attrjax.attrworld.bundled import REFERENCES
-from attrjax.checkpoints.attribute import apply_attributes, load_attribute, weights_digest
+from attrjax.checkpoints.attribute import ATTRIBUTES, apply_attributes, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.generate import Settings, make_jobs, make_pictures
@@ -60,7 +60,8 @@ def learn(config: Mapping[str, Any], base: Path, directory: Path) -> Learned:
     Raises:
         ValueError, FileNotFoundError: as ``customize``.
     """
-    runs = {name: plain(run) | {"base": config["base"]} for name, run in config["learn"].items()}
+    # Not in the config's own order, which is the alphabet's: the page speaks of the first and the second.
+    runs = {name: plain(config["learn"][name]) | {"base": config["base"]} for name in ATTRIBUTES}
     for attribute, run in runs.items():
         where = directory / attribute
         if not (where / "index.html").exists():

@@ -132,6 +132,7 @@ def test_the_demo_learns_two_attributes_and_composes_them(config, small_base, tm
     text = (tmp_path / "demo/index.html").read_text()
     assert text.count("<img ") == 1 + 2 + 4 * 4 + 4 * 4 + 2 * 4
     assert "a &lt;shape&gt; made of &lt;appearance&gt;" in text
+    assert text.index("for its shape") < text.index("for its appearance")  # the page says first and second
     for name in ("shape", "appearance", "both"):
         assert (tmp_path / f"demo/{name}.png").is_file()
     for name in ("shape", "appearance"):
