@@ -115,4 +115,4 @@ def learned_section(learned: Learned) -> page.Html:
             "what was measured on the way, and the command that learns it."
         )
     )
-    return page.section("One picture, one attribute", *blocks)
+    return page.section("Learned from two pictures", *blocks)

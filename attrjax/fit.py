@@ -12,6 +12,8 @@ from attrjax.parallel.mesh import make_mesh
 from attrjax.runs import check_run, use_compile_cache, write_record
 from attrjax.training import LossFn, TrainState, init_state, make_optimizer, make_step, train
 
+# What a run's root key is folded with for the keys of its steps; callers fold it with small numbers.
+STEPS = 2**32 - 1
 # What may differ in a run that goes on. With other steps the rate falls along another curve from there.
 MAY_CHANGE = ("steps", "max_seconds", "log_every", "save_every", "cache_dir", "mesh")
 
@@ -59,7 +61,7 @@ def fit(
         init_state(params, optimizer, mesh, ema=config["ema_decay"] > 0),
         make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"]),
         batch_at,
-        root_key=root,
+        root_key=jax.random.fold_in(root, STEPS),
         steps=config["steps"],
         workdir=directory,
         mesh=mesh,

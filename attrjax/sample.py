@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import (
     OTHER,
+    Attribute,
     apply_attributes,
     load_attribute,
     other_word,
@@ -44,6 +45,7 @@ from attrjax.report.grid import labelled_grid
 from attrjax.runs import check_run, compile_seconds, slug, timed, use_compile_cache, write_record, write_whole
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+T = TypeVar("T")
 # A run that goes on may be asked for more pictures, and may make them at another pace.
 MAY_CHANGE = ("prompts", "seeds", "batch_size", "cache_dir", "progress")
 
@@ -72,8 +74,12 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     with timed(timings, "load"):
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
-        pipeline, adapters = with_attributes(pipeline, adapters, config)
-    settings = settings._replace(negative_prompt=negative_prompt(config))
+        learned = [load_attribute(path) for path in config["attributes"]]
+        pipeline, adapters = with_attributes(pipeline, adapters, learned, config)
+    if config["negative_attributes"]:
+        said = [settings.negative_prompt] if settings.negative_prompt else []
+        away = ", ".join([*said, *(other_said(one) for one in learned)])
+        settings = settings._replace(negative_prompt=away)
     height, width = (side * vae_factor(pipeline) for side in latent_shape(pipeline, settings, jobs)[:2])
     init_picture = load_picture(config["init_image"], height, width) if config["init_image"] else None
     sampler, schedule = choose_sampler(pipeline, settings)
@@ -165,7 +171,7 @@ def load_base(config: Mapping[str, Any]) -> Pipeline:
 
 
 def with_attributes(
-    pipeline: Pipeline, adapters: dict[str, Any], config: Mapping[str, Any]
+    pipeline: Pipeline, adapters: dict[str, Any], learned: Sequence[Attribute], config: Mapping[str, Any]
 ) -> tuple[Pipeline, dict[str, Any]]:
     """The base and its adapters with the config's learned attributes, each at its strength.
 
@@ -173,19 +179,17 @@ def with_attributes(
         ValueError: strengths do not fit the attributes, no prompt has an attribute's word, or as
             ``apply_attributes``.
     """
-    files, strengths = config["attributes"], config["attribute_strengths"]
-    if not files:
+    if not learned:
         return pipeline, adapters
-    chosen = with_strengths(files, strengths, "attribute")
-    loaded = [(load_attribute(path), strength) for path, strength in chosen]
-    for one, _ in loaded:
+    chosen = with_strengths(learned, config["attribute_strengths"], "attribute")
+    for one in learned:
         if not any(one.word in prompt for prompt in config["prompts"]):
             raise ValueError(
                 f"no prompt has {one.word} in it, the word of the {one.attribute} that was learned: write it "
                 f"where the {one.attribute} belongs, as in {one.recipe.get('example', f'a red {one.word}')!r}"
             )
     digest = weights_digest(pipeline.path, config["variant"] or None)
-    pipeline, bound = apply_attributes(pipeline, loaded, digest=digest, force=config["force"])
+    pipeline, bound = apply_attributes(pipeline, chosen, digest=digest, force=config["force"])
     for component, collection in bound.items():
         adapters[component] = combine(
             [adapters[component], collection] if component in adapters else [collection]
@@ -193,36 +197,32 @@ def with_attributes(
     return pipeline, adapters
 
 
-def negative_prompt(config: Mapping[str, Any]) -> str:
-    """What guidance leads away from: the config's words, and the other attributes of references.
+def other_said(learned: Attribute) -> str:
+    """A prompt for the other attribute of what something was learned from.
 
     Raises:
-        ValueError: an attribute's file does not know the other one of its reference.
+        ValueError: that attribute is not known.
     """
-    said = [config["negative_prompt"]] if config["negative_prompt"] else []
-    for path in config["attributes"] if config["negative_attributes"] else ():
-        one = load_attribute(path)
-        if one.other is None:
-            raise ValueError(
-                f"{path} does not hold its reference's {OTHER[one.attribute]}, for its base has no filter "
-                "for that: sample without --config.negative_attributes"
-            )
-        word = other_word(one.word, one.attribute)
-        said.append(f"an object made of {word}" if one.attribute == "shape" else f"a {word}")
-    return ", ".join(said)
-
-
-def with_strengths(files: Sequence[str], strengths: Sequence[Any], what: str) -> list[tuple[str, Any]]:
-    """Files, each with its strength; without any strengths it is 1.
-
-    Raises:
-        ValueError: there are not as many strengths as files.
-    """
-    if strengths and len(strengths) != len(files):
+    if learned.other is None:
         raise ValueError(
-            f"{len(strengths)} {what}_strengths for {len(files)} {what}s: give one each, or none"
+            f"the file of {learned.word} does not hold its reference's {OTHER[learned.attribute]}, for its "
+            "base has no filter for that: sample without --config.negative_attributes"
         )
-    return list(zip(files, strengths or [1.0] * len(files), strict=True))
+    word = other_word(learned.word, learned.attribute)
+    return f"an object made of {word}" if learned.attribute == "shape" else f"a {word}"
+
+
+def with_strengths(things: Sequence[T], strengths: Sequence[Any], what: str) -> list[tuple[T, Any]]:
+    """Files or attributes, each with its strength; without any strengths it is 1.
+
+    Raises:
+        ValueError: there are not as many strengths as things.
+    """
+    if strengths and len(strengths) != len(things):
+        raise ValueError(
+            f"{len(strengths)} {what}_strengths for {len(things)} {what}s: give one each, or none"
+        )
+    return list(zip(things, strengths or [1.0] * len(things), strict=True))
 
 
 def load_adapters(pipeline: Pipeline, files: Sequence[str], strengths: Sequence[Any]) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
         ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),
         ({"probe": {"every": 3}}, "at most steps=2"),
         ({"mask": "nowhere.png"}, "nowhere.png"),
+        ({"pairs": "half"}, "must be one of destroyed, whole"),
         ({"steps": 0}, "has no filter that recognizes the shape"),
         ({"filter_weights": "nowhere.safetensors"}, "nowhere.safetensors"),
     ],

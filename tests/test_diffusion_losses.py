@@ -221,3 +221,24 @@ def test_classifier_free_doubles_the_batch_and_keeps_order():
     out = classifier_free(both, 3.0)(x, jnp.float32(4), jnp.int32(1))
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out[:, 0, 0, 0], [5 + 3 * 1, 5 + 3 * 2])
+
+
+def test_the_losses_of_a_batch_are_drawn_and_masked_row_by_row():
+    schedule, clean = schedule_from_config(BARE), jnp.zeros((6, 4, 4, 2))
+    seen = {}
+
+    def network(noisy, t):
+        seen["t"], seen["noisy"] = np.asarray(t), np.asarray(noisy)
+        return jnp.zeros_like(noisy)
+
+    mask = jnp.ones((6, 4, 4)).at[0].set(0).at[1, 2:].set(0)
+    found = losses.denoising_losses(
+        schedule, network, clean, jax.random.key(0), timesteps=(200, 900), mask=mask
+    )
+    assert ((seen["t"] >= 200) & (seen["t"] < 900)).all() and len(set(seen["t"])) > 3
+    # Of no signal what is seen is noise alone, scaled: it is the target, and the prediction is 0.
+    noise = seen["noisy"] / np.sqrt(1 - np.asarray(schedule.alphas_cumprod)[seen["t"]])[:, None, None, None]
+    assert found[0] == 0
+    np.testing.assert_allclose(found[1], (noise[1, :2] ** 2).mean(), rtol=1e-4)
+    np.testing.assert_allclose(found[2:], (noise[2:] ** 2).mean((1, 2, 3)), rtol=1e-4)
+    assert np.abs(noise[2] - noise[3]).min() > 0  # each has noise of its own

@@ -1,5 +1,6 @@
 """The launch scripts that watch over runs: the local pod, a TPU host's supervisor, the babysitter."""
 
+import functools
 import json
 import os
 import shutil
@@ -153,8 +154,16 @@ class Pod:
         command = [LAUNCH / "local_pod.sh", str(len(scripts)), f"--logs={self.directory / 'logs'}"]
         command += [f"--port={free_port()}", *options, "--", *RUN]
         environment = os.environ | {"PYTHON": str(self.directory / "python"), "GRACE": str(grace)}
+        # A job in the background of a script ignores SIGINT, and so does all that it starts, tests too.
+        default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=default,
         )
 
     def pid(self, index: int) -> int:
@@ -174,7 +183,7 @@ DEAF = "trap '' TERM; touch ready-$index; while true; do sleep 0.1; done"
 
 def test_each_process_of_the_pod_knows_its_place(pod):
     process = pod.start("echo first", "echo other", "exit 0", options=("--devices=2",))
-    out, errors = process.communicate(timeout=240)
+    out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     for index in range(3):
         platform, *arguments = (pod.directory / f"arguments-{index}").read_text().splitlines()
@@ -196,14 +205,14 @@ def test_each_process_of_the_pod_knows_its_place(pod):
 )
 def test_the_exit_code_is_the_first_bad_one_of_any_process(pod, scripts, code):
     process = pod.start(*scripts, grace=30)
-    process.communicate(timeout=240)
+    process.communicate(timeout=60)
     assert process.returncode == code
 
 
 def test_one_that_fails_ends_the_others_and_shows_why(pod):
     process = pod.start("exec sleep 600", "echo the reason >&2; exit 7")
     others = pod.pid(0)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 7 and "process 1 of this pod ended with exit code 7" in errors
     assert "the reason" in errors and not alive(others)
 
@@ -213,7 +222,7 @@ def test_a_signal_reaches_all_processes(pod, number):
     process = pod.start(TRAP, TRAP, TRAP)
     wait_until(lambda: all((pod.directory / f"ready-{i}").exists() for i in range(3)), process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 42, errors
 
 
@@ -224,7 +233,7 @@ def test_a_second_signal_kills(pod):
     time.sleep(0.5)
     assert process.poll() is None and alive(pod.pid(0))
     process.terminate()
-    process.communicate(timeout=240)
+    process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
     assert not alive(pod.pid(0)) and not alive(pod.pid(1))
 
@@ -234,7 +243,7 @@ def test_a_taken_port_is_told_before_anything_starts(pod):
         server.bind(("localhost", 0))
         server.listen()
         process = pod.start("exit 0", options=(f"--port={server.getsockname()[1]}",))
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "is taken" in errors and not (pod.directory / "pid-0").exists()
 
 
@@ -538,6 +547,6 @@ def test_the_babysitter_can_be_ended_alone(cloud):
     wait_until(lambda: len(cloud.calls("gcloud")) >= 2, process)
     time.sleep(0.2)
     process.terminate()
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "The run goes on, and costs" in errors
     assert not [call for call in cloud.calls("gcloud") if "stop" in " ".join(call) or "delete" in call]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from attrjax.attributes.conditioning import (
     attribute_vectors,
@@ -28,11 +28,10 @@ from attrjax.attrworld.batches import INIT, rendered
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.attrworld.sharing import sharing_at
 from attrjax.checkpoints.attribute import ATTRIBUTES
-from attrjax.checkpoints.filter import SavedFilter, filter_digest, save_filter
+from attrjax.checkpoints.filter import DIRECTORY, SavedFilter, filter_digest, save_filter
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.pipeline import load_pipeline
-from attrjax.data.prompts import tokenize
-from attrjax.diffusion.losses import denoising_loss, diffuse, draw_noise, draw_timestep
+from attrjax.diffusion.losses import denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.fit import begin, fit
 from attrjax.generate import latent_scale
@@ -77,33 +76,27 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
         named = batch["named"]
         words = (jnp.mean(far**2, -1) * named).sum() / jnp.maximum(named.sum(), 1)
 
-        keys = jax.vmap(lambda k: jax.random.split(k, 3))(jax.random.split(key, len(named)))
+        def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
+            return pipeline.unet.module.apply({"params": frozen["unet"]}, noisy, t, asked)
+
+        of_latents, of_noise = jax.random.split(key)
         moments: Any = vae.module.apply({"params": frozen["vae"]}, second.picture, method="encode")
-        clean = scale_latents(moments.sample(keys[0, 2]), *latent_scale(pipeline))
-        shape: Any = clean.shape[1:]
-        t = jax.vmap(lambda k: draw_timestep(k, schedule, *config["timesteps"]))(keys[:, 0])
-        noise = jax.vmap(lambda k: draw_noise(k, shape))(keys[:, 1])
-        noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
-        made: Any = pipeline.unet.module.apply({"params": frozen["unet"]}, noisy, t, asked)
-        gamma = config["snr_gamma"] or None
-        losses = jax.vmap(lambda m, c, n, s: denoising_loss(schedule, m, c, n, s, snr_gamma=gamma))(
-            made, clean, noise, t
-        )
-        loss = losses.mean()
+        clean = scale_latents(moments.sample(of_latents), *latent_scale(pipeline))
+        loss = denoising_losses(
+            schedule,
+            network,
+            clean,
+            of_noise,
+            timesteps=config["timesteps"],
+            snr_gamma=config["snr_gamma"] or None,
+        ).mean()
         return loss + config["words_weight"] * words, {"denoising": loss, "words": words}
 
     def batch_at(step: int) -> dict[str, Any]:
         batch = pairs(step)
         return {**batch, "places": places_of(batch["asked"], word.ids)}
 
-    pairs = sharing_at(
-        root,
-        config["batch_size"],
-        attribute,
-        word.text,
-        pipeline.tokenizer,
-        lambda prompts: tokenize(word.tokenizer, prompts, length),
-    )
+    pairs = sharing_at(root, config["batch_size"], attribute, word.text, word.tokenizer, length)
     side = encoder.module.image_size
     states, weight = see(encoder, jnp.zeros((1, side, side, 3)), jnp.ones((1, side, side)))
     params = init_conditioning(jax.random.fold_in(root, INIT), filter_, states, weight)
@@ -119,7 +112,9 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
     facts = {name: config[name] for name in ("attribute", "filter", "num_tokens", "initial")}
     saved = SavedFilter(**facts, base=filter_digest(base, config["variant"] or None), params=trained)
     path = save_filter(directory / f"{attribute}.safetensors", saved)
-    logging.info("wrote %s (%.2f MB): it belongs into %s/filters", path, path.stat().st_size / 1e6, base)
+    logging.info(
+        "wrote %s (%.2f MB): it belongs into %s/%s", path, path.stat().st_size / 1e6, base, DIRECTORY
+    )
 
 
 def _last(states: Float[Array, "b t d"], ends: Bool[Array, "b t"]) -> Float[Array, "b d"]:

@@ -22,6 +22,8 @@ from attrjax.models.vae import scale_latents
 
 # What the run's key is folded with, so that no two uses share random numbers.
 DATA, PRIOR = range(2)
+# What pairs show: the attribute with the other one destroyed, or the reference as it is.
+PAIRS = ("destroyed", "whole")
 
 
 class Learner(NamedTuple):
@@ -29,6 +31,7 @@ class Learner(NamedTuple):
 
     Attributes:
         pipeline: the untuned base.
+        digest: of its weights.
         reference: the picture.
         word: its placeholder.
         filter: the attribute's.
@@ -36,9 +39,11 @@ class Learner(NamedTuple):
         states, weight: what the filter reads of the reference itself.
         begun: parameters of filter and fusion to begin with.
         recognizes: whether those were learned before, on other pictures.
+        other: embeddings of the reference's other attribute, where the base has a filter for it.
     """
 
     pipeline: Pipeline
+    digest: str
     reference: Reference
     word: Word
     filter: nn.Module
@@ -47,6 +52,7 @@ class Learner(NamedTuple):
     weight: Float[Array, "1 n"]
     begun: dict[str, Any]
     recognizes: bool
+    other: Float[np.ndarray, "k d"] | None
 
 
 def batches(
@@ -67,8 +73,6 @@ def batches(
     attribute, rows = config["attribute"], config["batch_size"]
     length = pipeline.text_encoder.module.max_position_embeddings
     factor = vae_factor(pipeline)
-    if config["pairs"] not in ("destroyed", "whole"):
-        raise ValueError(f"pairs={config['pairs']!r} must be destroyed or whole")
     whole = config["pairs"] == "whole"
     make = {"shape": pairs.shape_pair, "appearance": pairs.appearance_pair}[attribute]
     make = pairs.whole_pair if whole else make

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from attrjax.attributes import measure
-from attrjax.attributes.batches import DATA, PRIOR, Learner, batches
+from attrjax.attributes.batches import DATA, PAIRS, PRIOR, Learner, batches
 from attrjax.attributes.conditioning import (
     attribute_vectors,
     context_of,
@@ -31,7 +31,7 @@ from attrjax.attributes.conditioning import (
 )
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.partition import describe, join, rules_of, split
-from attrjax.attributes.recognition import find_filter, other_filter, recognized
+from attrjax.attributes.recognition import find_filters, recognized
 from attrjax.attributes.report import write_report
 from attrjax.attrworld.bundled import REFERENCES, base_or_bundled
 from attrjax.attrworld.judges import load_judges, segment
@@ -47,7 +47,7 @@ from attrjax.checkpoints.attribute import (
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.pipeline import load_pipeline
 from attrjax.data.references import load_reference
-from attrjax.diffusion.losses import denoising_loss, diffuse, draw_noise, draw_timestep
+from attrjax.diffusion.losses import denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.fit import begin, fit
 from attrjax.generate import Settings, latent_shape, make_jobs, make_pictures, vae_factor
@@ -80,6 +80,8 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
             f"probe.every={config['probe']['every']} must be at least 1 and at most steps={config['steps']}: "
             "what is measured decides which step is kept"
         )
+    if config["pairs"] not in PAIRS:
+        raise ValueError(f"pairs={config['pairs']!r} must be one of {', '.join(PAIRS)}")
     for prompt in config["probe"]["prompts"]:
         if HERE not in prompt:
             raise ValueError(f"the probe's prompt {prompt!r} has no {HERE}, where the placeholder stands")
@@ -87,12 +89,12 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     started = time.monotonic()
     with timed(timings, "load"):
         key = jax.random.fold_in(jax.random.key(config["seed"]), INIT)
-        learner, digest, others = _learner(config, key)
+        learner = _learner(config, key)
         similarity = _similarity(config, learner)
     # What cannot be learned leaves no run behind that the next attempt would have to go on with.
     directory, root = begin(config, workdir, resume)
-    for line in describe(learner.partition):
-        logging.info("%s", line)
+    if config["steps"]:
+        logging.info("%s", "\n".join(describe(learner.partition)))
 
     params = {
         **learner.begun,
@@ -110,12 +112,12 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     unmoved = similarity(before)
 
     def with_attribute(attribute: Attribute) -> UInt8[np.ndarray, "n h w 3"]:
-        tuned, adapters = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=digest)
+        tuned, adapters = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
         return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters)))
 
     def look(step: int, params: Any) -> None:
         with timed(timings, "probe, of that"):
-            attribute = to_attribute(jax.device_get(params), learner, config, digest, others, tuned=step > 0)
+            attribute = to_attribute(jax.device_get(params), learner, config, tuned=step > 0)
             found = measure.probe(config["attribute"], step, unmoved, similarity(with_attribute(attribute)))
             # A run that goes on measures again what was measured after its checkpoint.
             earlier = [one for one in read_probes(directory) if one.step != step]
@@ -145,7 +147,7 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         "peak_memory": peak_memory(),
         "timings": timings,
         "mask": learner.reference.origin,
-        "tuned": describe(learner.partition),
+        "tuned": describe(learner.partition) if best.step else ["tuned: nothing, the filter recognized it"],
     }
     write_record(directory, config, {"results": results})
     write_report(
@@ -198,8 +200,7 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
     """``loss_fn`` of ``training.make_step``: the denoising loss of pairs, and that of the prior."""
     pipeline = learner.pipeline
     schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
-    low, high = config["timesteps"]
-    rows, gamma = config["batch_size"], config["snr_gamma"] or None
+    rows = config["batch_size"]
 
     def loss_fn(
         params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
@@ -211,18 +212,23 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
         more = len(clean) - rows
         vectors = jnp.pad(vectors, ((0, more), (0, 0), (0, 0)))
         context = context_of(pipeline.text_encoder, frozen["text"], batch["ids"], batch["places"], vectors)
-        keys = jax.vmap(jax.random.split)(jax.random.split(key, len(clean)))
-        t = jax.vmap(lambda k: draw_timestep(k, schedule, low, high))(keys[:, 0])
-        noise = jax.vmap(lambda k: draw_noise(k, clean.shape[1:], config["offset_noise"]))(keys[:, 1])
-        noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
         variables = {"params": join(params["unet"], frozen["unet"])}
         if params["adapter"]:
             variables["adapters"] = bind(params["adapter"])
-        made: Any = pipeline.unet.module.apply(variables, noisy, t, context)
-        mask = jnp.concatenate([batch["mask"], jnp.ones((more, *batch["mask"].shape[1:]))])
-        losses = jax.vmap(
-            lambda m, c, n, s, w: denoising_loss(schedule, m, c, n, s, snr_gamma=gamma, mask=w)
-        )(made, clean, noise, t, mask)
+
+        def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
+            return pipeline.unet.module.apply(variables, noisy, t, context)
+
+        losses = denoising_losses(
+            schedule,
+            network,
+            clean,
+            key,
+            timesteps=config["timesteps"],
+            offset_noise=config["offset_noise"],
+            snr_gamma=config["snr_gamma"] or None,
+            mask=jnp.concatenate([batch["mask"], jnp.ones((more, *batch["mask"].shape[1:]))]),
+        )
         loss = losses[:rows].mean()
         metrics = {"pairs": loss}
         if more:
@@ -234,23 +240,13 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
     return loss_fn
 
 
-def to_attribute(
-    params: Any,
-    learner: Learner,
-    config: Mapping[str, Any],
-    digest: str,
-    others: Float[np.ndarray, "k d"] | None,
-    *,
-    tuned: bool,
-) -> Attribute:
+def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tuned: bool) -> Attribute:
     """What a file keeps of trained parameters: the reference itself is what the filter then sees.
 
     Args:
         params: of filter, fusion and the UNet's part.
         learner: what does not change.
         config: of the run.
-        digest: of the base's weights.
-        others: embeddings of the reference's other attribute, where the base has a filter for it.
         tuned: whether the UNet's part has changed; else it is left out.
     """
     vectors = attribute_vectors(
@@ -263,10 +259,10 @@ def to_attribute(
         attribute=config["attribute"],
         word=learner.word.text,
         initial=config["initial"],
-        base=digest,
+        base=learner.digest,
         vectors=np.asarray(vectors[0]),
         origin=learner.word.origin,
-        other=others,
+        other=learner.other,
         weights={name: np.asarray(leaf) for name, leaf in weights.items() if tuned},
         adapter={name: np.asarray(leaf) for name, leaf in adapter.items() if tuned},
         recipe={name: plain(config[name]) for name in keep}
@@ -282,10 +278,7 @@ def read_probes(directory: Path) -> list[Probe]:
     return [found[step] for step in sorted(found)]
 
 
-def _learner(
-    config: Mapping[str, Any], key: Key[Array, ""]
-) -> tuple[Learner, str, Float[np.ndarray, "k d"] | None]:
-    """What is learned from, the digest of its base, and embeddings of the reference's other attribute."""
+def _learner(config: Mapping[str, Any], key: Key[Array, ""]) -> Learner:
     base = find_base(base_or_bundled(config["base"]), config["variant"] or None)
     pipeline = load_pipeline(base, variant=config["variant"] or None)
     if pipeline.image_encoder is None:
@@ -308,17 +301,26 @@ def _learner(
     states, weight = see(
         pipeline.image_encoder, jnp.asarray(reference.picture[None]), jnp.asarray(reference.mask[None])
     )
-    saved = find_filter(config, base)
+    saved, other = find_filters(config, base)
     begun = saved.params if saved else init_conditioning(jax.random.fold_in(key, 1), filter_, states, weight)
-    learner = Learner(pipeline, reference, word, filter_, partition, states, weight, begun, saved is not None)
     if not saved and not config["steps"]:
         raise ValueError(
             f"steps=0 learns nothing, and {base} has no filter that recognizes the {config['attribute']} of "
             "a picture (configs/attrworld/filters.py trains one): give --config.steps"
         )
-    other = other_filter(config, base)
-    others = recognized(other, pipeline, states, weight) if other else None
-    return learner, weights_digest(base, config["variant"] or None), others
+    return Learner(
+        pipeline=pipeline,
+        digest=weights_digest(base, config["variant"] or None),
+        reference=reference,
+        word=word,
+        filter=filter_,
+        partition=partition,
+        states=states,
+        weight=weight,
+        begun=begun,
+        recognizes=saved is not None,
+        other=recognized(other, pipeline, states, weight) if other else None,
+    )
 
 
 def _similarity(config: Mapping[str, Any], learner: Learner) -> measure.Similarity:

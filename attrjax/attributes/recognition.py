@@ -17,41 +17,50 @@ from attrjax.checkpoints.pipeline import Pipeline
 BASE, NONE = "base", "none"  # what ``filter_weights`` can be beside a file
 
 
-def find_filter(config: Mapping[str, Any], base: Path) -> SavedFilter | None:
-    """The filter that the config's run begins with; None where it begins anew.
+def find_filters(config: Mapping[str, Any], base: Path) -> tuple[SavedFilter | None, SavedFilter | None]:
+    """The filter that the config's run begins with, and the base's own for the other attribute.
 
-    A base's own filter is used where it is of the config's kind.
+    The first is None where the run begins anew. A base's own is used where it is of the config's kind. The
+    second is None where the base has none, or filters are not wanted.
 
     Raises:
         FileNotFoundError, ValueError: the file that is named cannot be read, or is of another base, attribute
             or kind.
     """
     choice, attribute = config["filter_weights"], config["attribute"]
-    path = base / DIRECTORY / f"{attribute}.safetensors" if choice == BASE else Path(choice)
-    if choice == NONE or (choice == BASE and not path.is_file()):
-        return None
+    if choice == NONE:
+        return None, None
+    own, other = (base / DIRECTORY / f"{name}.safetensors" for name in (attribute, OTHER[attribute]))
+    path = own if choice == BASE else Path(choice)
+    found = {
+        path: _chosen(path, config, choice == BASE) if choice != BASE or path.is_file() else None,
+        other: load_filter(other) if other.is_file() else None,
+    }
+    if any(found.values()):
+        digest = filter_digest(base, config["variant"] or None)
+        for file, saved in found.items():
+            if saved and saved.base != digest:
+                raise ValueError(
+                    f"{file} was trained on a base with the digest {saved.base[:12]}, and {base} has "
+                    f"{digest[:12]}: train it again with configs/attrworld/filters.py, or "
+                    "--config.filter_weights=none"
+                )
+    return found[path], found[other]
+
+
+def _chosen(path: Path, config: Mapping[str, Any], own: bool) -> SavedFilter | None:
+    """A filter of the config's kind; of another kind it is None where it is the base's own."""
     saved = load_filter(path)
     wanted = {name: config[name] for name in ("attribute", "filter", "num_tokens", "initial")}
     differs = [name for name, value in wanted.items() if getattr(saved, name) != value]
-    if differs and choice == BASE:
-        logging.info("the filter is learned anew: that of %s differs in %s", base, ", ".join(differs))
+    if differs and own:
+        logging.info("the filter is learned anew: %s differs in %s", path, ", ".join(differs))
         return None
     if differs:
         there = ", ".join(f"{name}={getattr(saved, name)!r}" for name in differs)
         raise ValueError(
             f"{path} is a filter with {there}: set these in the config, or --config.filter_weights=none"
         )
-    _check(saved, path, base, config)
-    return saved
-
-
-def other_filter(config: Mapping[str, Any], base: Path) -> SavedFilter | None:
-    """The base's own filter for the attribute that is not learned, where it has one."""
-    path = base / DIRECTORY / f"{OTHER[config['attribute']]}.safetensors"
-    if config["filter_weights"] == NONE or not path.is_file():
-        return None
-    saved = load_filter(path)
-    _check(saved, path, base, config)
     return saved
 
 
@@ -67,12 +76,3 @@ def recognized(
         weight,
     )
     return np.asarray(vectors[0])
-
-
-def _check(saved: SavedFilter, path: Path, base: Path, config: Mapping[str, Any]) -> None:
-    digest = filter_digest(base, config["variant"] or None)
-    if saved.base != digest:
-        raise ValueError(
-            f"{path} was trained on a base with the digest {saved.base[:12]}, and {base} has {digest[:12]}: "
-            "train it again with configs/attrworld/filters.py, or --config.filter_weights=none"
-        )

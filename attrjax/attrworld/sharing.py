@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Key
 
 from attrjax.attrworld import shapes, words
 from attrjax.attrworld.batches import generator_at, rows_here
@@ -27,7 +27,6 @@ class Sharing(NamedTuple):
         asked: captions of ``made`` with the placeholder.
         told: the same captions with words for what the placeholder stands for; where it has none they say
             what they can, such as "object".
-        named: whether there are such words.
         facts: of ``made``.
     """
 
@@ -35,7 +34,6 @@ class Sharing(NamedTuple):
     made: Scene
     asked: list[str]
     told: list[str]
-    named: Bool[np.ndarray, " n"]
     facts: list[Facts]
 
 
@@ -70,8 +68,7 @@ def draw_sharing(generator: np.random.Generator, n: int, attribute: str, placeho
         told.append(caption(one, generator, **_named(attribute, one)))
         generator.bit_generator.state = state
         asked.append(caption(one, generator, **_named(attribute, one, placeholder)))
-    named = np.array([attribute == "appearance" or bool(one.shape) for one in facts])
-    return Sharing(first.scene, made, asked, told, named, facts)
+    return Sharing(first.scene, made, asked, told, facts)
 
 
 def sharing_at(
@@ -80,28 +77,31 @@ def sharing_at(
     attribute: str,
     placeholder: str,
     tokenizer: Any,
-    tokens_of: Callable[[Sequence[str]], Int[np.ndarray, "n t"]],
+    length: int,
 ) -> Callable[[int], dict[str, Any]]:
     """``batch_at`` of pairs: scenes ``seen`` and ``made``, tokens ``asked`` and ``told``, and ``named``.
+
+    Tokens are [n, T]. ``named`` [n] is 1 where ``told`` has words for what the placeholder stands for, and 0
+    where it has none.
 
     Args:
         root: the run's root key.
         batch_size: pairs of all processes together.
         attribute, placeholder: of ``draw_sharing``.
-        tokenizer: the base's.
-        tokens_of: tokens of prompts that have the placeholder.
+        tokenizer: the base's, with the placeholder.
+        length: T.
     """
     rows = rows_here(batch_size)
 
     def batch_at(step: int) -> dict[str, Any]:
         drawn = draw_sharing(generator_at(root, step), rows, attribute, placeholder)
-        told = tokenize(tokenizer, drawn.told, tokenizer.model_max_length)
+        named = [attribute == "appearance" or bool(one.shape) for one in drawn.facts]
         return {
             "seen": drawn.seen,
             "made": drawn.made,
-            "asked": tokens_of(drawn.asked),
-            "told": told,
-            "named": drawn.named.astype(np.float32),
+            "asked": tokenize(tokenizer, drawn.asked, length),
+            "told": tokenize(tokenizer, drawn.told, length),
+            "named": np.array(named, np.float32),
         }
 
     return batch_at

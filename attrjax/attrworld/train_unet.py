@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from attrjax.attrworld.batches import DATA, INIT, rendered
 from attrjax.attrworld.pool import pooled_at
@@ -21,7 +21,7 @@ from attrjax.checkpoints.pipeline import (
     save_component,
 )
 from attrjax.data.pictures import png_bytes
-from attrjax.diffusion.losses import denoising_loss, diffuse, draw_noise, draw_timestep
+from attrjax.diffusion.losses import denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.fit import begin, fit
 from attrjax.generate import Settings, generate
@@ -83,16 +83,14 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         encoded: Any = text.module.apply({"params": frozen}, batch["tokens"])
-        context = encoded.last_hidden_state
-        clean = batch["latents"]
-        keys = jax.vmap(jax.random.split)(jax.random.split(key, len(clean)))
-        t = jax.vmap(lambda k: draw_timestep(k, schedule))(keys[:, 0])
-        noise = jax.vmap(lambda k: draw_noise(k, clean.shape[1:]))(keys[:, 1])
-        noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
-        made = module.apply({"params": params}, noisy, t, jax.lax.stop_gradient(context))
-        losses = jax.vmap(
-            lambda m, c, n, s: denoising_loss(schedule, m, c, n, s, snr_gamma=config["snr_gamma"] or None)
-        )(made, clean, noise, t)
+        context = jax.lax.stop_gradient(encoded.last_hidden_state)
+
+        def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
+            return module.apply({"params": params}, noisy, t, context)
+
+        losses = denoising_losses(
+            schedule, network, batch["latents"], key, snr_gamma=config["snr_gamma"] or None
+        )
         return jnp.mean(losses), {}
 
     def show(step: int, state: TrainState) -> None:

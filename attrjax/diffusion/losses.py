@@ -1,11 +1,13 @@
 """The training objective, for ONE example: timesteps and losses are scalars, latents are [h, w, c].
 
-`jax.vmap` makes a batch of it. With x0 clean latents, eps ~ N(0, 1) and a_t = alphas_cumprod[t]:
+`denoising_losses` is that of a batch. With x0 clean latents, eps ~ N(0, 1) and a_t = alphas_cumprod[t]:
 
     x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps
     v = sqrt(a_t) eps - sqrt(1 - a_t) x0
     SNR(t) = a_t / (1 - a_t)
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -122,3 +124,35 @@ def denoising_loss(
     error = prediction.astype(jnp.float32) - target(schedule, clean, noise, t)
     loss = masked_mean_square(error, mask)
     return loss if snr_gamma is None else min_snr_weight(schedule, t, snr_gamma) * loss
+
+
+def denoising_losses(
+    schedule: Schedule,
+    network: Callable[[Float[Array, "b h w c"], Int[Array, " b"]], Float[Array, "b h w c"]],
+    clean: Float[Array, "b h w c"],
+    key: Key[Array, ""],
+    *,
+    timesteps: tuple[int, int | None] = (0, None),
+    offset_noise: float = 0.0,
+    snr_gamma: float | None = None,
+    mask: Float[Array, "b h w"] | None = None,
+) -> Float[Array, " b"]:
+    """The loss of each example of a batch, at a timestep and with noise of its own.
+
+    Args:
+        schedule: of the network.
+        network: from noisy latents and timesteps to its prediction.
+        clean: latents.
+        key: of timesteps and noise.
+        timesteps: they are drawn from [low, high); None for the schedule's end.
+        offset_noise: of `draw_noise`.
+        snr_gamma, mask: of `denoising_loss`.
+    """
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(clean)))
+    _, height, width, channels = clean.shape
+    t = jax.vmap(lambda k: draw_timestep(k, schedule, *timesteps))(keys[:, 0])
+    noise = jax.vmap(lambda k: draw_noise(k, (height, width, channels), offset_noise))(keys[:, 1])
+    noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
+    return jax.vmap(lambda p, c, n, s, m: denoising_loss(schedule, p, c, n, s, snr_gamma=snr_gamma, mask=m))(
+        network(noisy, t), clean, noise, t, mask
+    )

@@ -8,11 +8,12 @@ Functions take plain text, which they escape, or ``Html``, which others of them 
 
 import base64
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any, NewType
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
@@ -175,18 +176,10 @@ def command(config_file: str, workdir: str, config: Mapping[str, Any], python: s
     that someone reads it.
     """
     values = {"config": config_file, "workdir": workdir}
-    values |= {f"config.{key}": _flag_value(value) for key, value in _flat(config) if key != "task"}
+    flat = flatten_dict(ConfigDict(config).to_dict(), sep=".")
+    values |= {f"config.{key}": _flag_value(flat[key]) for key in sorted(flat) if key != "task"}
     flags = [f"--{name}={shlex.quote(value)}" for name, value in values.items()]
     return " \\\n    ".join([f"{python} -m attrjax.main", *flags])
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys in order, those of configs within a config with a dot."""
-    for key in sorted(config):
-        if isinstance(config[key], Mapping | ConfigDict):
-            yield from _flat(config[key], f"{prefix}{key}.")
-        else:
-            yield prefix + key, config[key]
 
 
 def picture_html(picture: Picture, alt: str) -> Html:
