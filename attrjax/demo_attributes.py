@@ -9,9 +9,10 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
+from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.customize import customize
 from attrjax.attrworld.bundled import REFERENCES
-from attrjax.checkpoints.attribute import ATTRIBUTES, apply_attributes, load_attribute, weights_digest
+from attrjax.checkpoints.attribute import ATTRIBUTES, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.generate import Settings, make_jobs, make_pictures
@@ -74,10 +75,10 @@ def learn(config: Mapping[str, Any], base: Path, directory: Path) -> Learned:
     prompts, pictures = {}, {}
     for name, asked in PROMPTS.items():
         chosen = attributes.values() if name == "both" else [attributes[name]]
-        tuned, adapters = apply_attributes(pipeline, [(one, 1.0) for one in chosen], digest=digest)
+        tuned, adapters, stages = apply_attributes(pipeline, [(one, 1.0) for one in chosen], digest=digest)
         prompts[name] = [prompt.format(*words) for prompt in asked]
         jobs = make_jobs(prompts[name], SEEDS)
-        made = np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters)))
+        made = np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))
         pictures[name] = made.reshape(len(asked), len(SEEDS), *made.shape[1:])
         grid = labelled_grid(list(pictures[name]), prompts[name], [f"seed {seed}" for seed in SEEDS], "")
         write_whole(directory / f"{name}.png", png_bytes(grid))

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, UInt8
 
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.pictures import to_uint8
@@ -61,6 +62,20 @@ class Settings(NamedTuple):
     batch_size: int = 1
 
 
+class Stage(NamedTuple):
+    """Weights of the UNet for a range of timesteps: those below the stage before it, down to ``low``.
+
+    Attributes:
+        low: the lowest timestep that has them.
+        params: the UNet's parameters.
+        adapters: bound low-rank changes of them; empty for none.
+    """
+
+    low: int
+    params: dict[str, Any]
+    adapters: dict[str, Any]
+
+
 class Job(NamedTuple):
     """One picture to be made: its prompt, its seed, and its initial noise [h, w, c] where that is given."""
 
@@ -78,6 +93,7 @@ def generate(
     latents: Float[np.ndarray, "n h w c"] | None = None,
     init_picture: Float[np.ndarray, "H W 3"] | None = None,
     adapters: Mapping[str, Any] | None = None,
+    stages: Sequence[Stage] = (),
     on_step: Callable[[int], None] | None = None,
 ) -> UInt8[np.ndarray, "n H W 3"]:
     """Make a picture for every prompt and seed.
@@ -90,6 +106,8 @@ def generate(
             absent.
         init_picture: in [-1, 1], to begin from (``settings.strength``).
         adapters: bound adapters by component (``models.adapters.bind``): unet, text_encoder, text_encoder_2.
+        stages: the UNet's weights and adapters by timestep, from high to low, where they are not the same for
+            all; the last goes down to 0.
         on_step: called on the host after each evaluation of the network, for progress.
 
     Returns:
@@ -100,7 +118,7 @@ def generate(
     """
     jobs = make_jobs(prompts, seeds, latents)
     made = make_pictures(
-        pipeline, jobs, settings, init_picture=init_picture, adapters=adapters, on_step=on_step
+        pipeline, jobs, settings, init_picture=init_picture, adapters=adapters, stages=stages, on_step=on_step
     )
     return np.stack(list(made))
 
@@ -139,6 +157,7 @@ def make_pictures(
     *,
     init_picture: Float[np.ndarray, "H W 3"] | None = None,
     adapters: Mapping[str, Any] | None = None,
+    stages: Sequence[Stage] = (),
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """``generate`` for any list of jobs, a picture at a time."""
@@ -165,9 +184,10 @@ def make_pictures(
         "rescale": settings.guidance_rescale,
         "on_step": on_step,
     }
-    variables = {"params": pipeline.unet.params}
-    if adapters and "unet" in adapters:
-        variables["adapters"] = adapters["unet"]
+    if not stages:
+        stages = [Stage(0, pipeline.unet.params, (adapters or {}).get("unet", {}))]
+    variables, staged = _stacked(stages)
+    lows = np.asarray([stage.low for stage in stages[:-1]], np.int32)
     stochastic = is_stochastic(sampler, settings.eta)
     for first in range(0, len(jobs), settings.batch_size):
         batch = list(jobs[first : first + settings.batch_size])
@@ -181,7 +201,9 @@ def make_pictures(
         text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[texts[job.prompt] for job in filled])
         context, added = conditions(pipeline, text, negative, settings, shape[:2])
         with matmul_precision(pipeline):
-            latents = _denoise(variables, noise, clean, fresh, context, added, settings.guidance, **sampling)
+            latents = _denoise(
+                variables, staged, lows, noise, clean, fresh, context, added, settings.guidance, **sampling
+            )
             for i, job in enumerate(batch):
                 yield decode(pipeline, latents[i], job)
 
@@ -317,12 +339,23 @@ def latent_scale(pipeline: Pipeline) -> tuple[float, float | None]:
     return pipeline.vae.config.get("scaling_factor", 0.18215), pipeline.vae.config.get("shift_factor")
 
 
+def _stacked(stages: Sequence[Stage]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables that all stages share, and those that they do not, one behind the other."""
+    flat = [flatten_dict({"params": stage.params, "adapters": stage.adapters}) for stage in stages]
+    one = {path for path, leaf in flat[0].items() if all(other[path] is leaf for other in flat)}
+    same = {path: flat[0][path] for path in one}
+    differ = {path: jnp.stack([leaves[path] for leaves in flat]) for path in flat[0] if path not in one}
+    return unflatten_dict(same), unflatten_dict(differ)
+
+
 _STATIC = ("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "rescale", "on_step")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _denoise(
     variables: dict[str, Any],
+    staged: dict[str, Any],
+    lows: Int[Array, " stages-1"],
     noise: Float[Array, "b h w c"],
     clean: Float[Array, "b h w c"] | None,
     fresh: Float[Array, "n b h w c"] | None,
@@ -348,10 +381,15 @@ def _denoise(
 
     if jax.default_backend() == "cpu" and unet.dtype == jnp.float32:
         # Transformed once for all steps, not in every step.
-        variables = variables | {"winograd": prepare(variables["params"])}
+        variables = variables | {"winograd": prepare(variables.get("params", {}))}
+        if "params" in staged:
+            staged = staged | {"winograd": jax.vmap(prepare)(staged["params"])}
+    shared, differ = flatten_dict(variables), flatten_dict(staged)
 
     def denoise(x, t, i):
-        return unet.apply(variables, x, t, context, added_cond=added)
+        stage = (t < lows).sum()
+        now = unflatten_dict(shared | {path: leaf[stage] for path, leaf in differ.items()})
+        return unet.apply(now, x, t, context, added_cond=added)
 
     if guided:
         denoise = classifier_free(denoise, guidance, rescale)

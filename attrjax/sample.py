@@ -15,15 +15,9 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from attrjax.attributes.apply import Applied, apply_attributes, other_word
 from attrjax.attrworld.bundled import base_or_bundled
-from attrjax.checkpoints.attribute import (
-    OTHER,
-    Attribute,
-    apply_attributes,
-    load_attribute,
-    other_word,
-    weights_digest,
-)
+from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
 from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
@@ -40,7 +34,7 @@ from attrjax.generate import (
     make_pictures,
     vae_factor,
 )
-from attrjax.models.adapters import bind, combine
+from attrjax.models.adapters import Tree, bind, combine
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import check_run, compile_seconds, slug, timed, use_compile_cache, write_record, write_whole
 
@@ -75,7 +69,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
         learned = [load_attribute(path) for path in config["attributes"]]
-        pipeline, adapters = with_attributes(pipeline, adapters, learned, config)
+        pipeline, adapters, stages = with_attributes(pipeline, adapters, learned, config)
     if config["negative_attributes"]:
         said = [settings.negative_prompt] if settings.negative_prompt else []
         away = ", ".join([*said, *(other_said(one) for one in learned)])
@@ -126,6 +120,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
             settings,
             init_picture=init_picture,
             adapters=adapters,
+            stages=stages,
             on_step=on_step if stepwise else None,
         )
         for picture, (_, path) in zip(pictures, missing, strict=True):
@@ -172,16 +167,22 @@ def load_base(config: Mapping[str, Any]) -> Pipeline:
 
 def with_attributes(
     pipeline: Pipeline, adapters: dict[str, Any], learned: Sequence[Attribute], config: Mapping[str, Any]
-) -> tuple[Pipeline, dict[str, Any]]:
-    """The base and its adapters with the config's learned attributes, each at its strength.
+) -> Applied:
+    """The base and its adapters with the config's learned attributes, each at its strength and timesteps.
 
     Raises:
-        ValueError: strengths do not fit the attributes, no prompt has an attribute's word, or as
+        ValueError: strengths or timesteps do not fit the attributes, no prompt has an attribute's word, or as
             ``apply_attributes``.
     """
     if not learned:
-        return pipeline, adapters
+        return Applied(pipeline, adapters, [])
     chosen = with_strengths(learned, config["attribute_strengths"], "attribute")
+    timesteps = [tuple(pair) for pair in config["attribute_timesteps"]]
+    if timesteps and len(timesteps) != len(learned):
+        raise ValueError(
+            f"{len(timesteps)} attribute_timesteps for {len(learned)} attributes: give one (low, high) each, "
+            "or none"
+        )
     for one in learned:
         if not any(one.word in prompt for prompt in config["prompts"]):
             raise ValueError(
@@ -189,12 +190,16 @@ def with_attributes(
                 f"where the {one.attribute} belongs, as in {one.recipe.get('example', f'a red {one.word}')!r}"
             )
     digest = weights_digest(pipeline.path, config["variant"] or None)
-    pipeline, bound = apply_attributes(pipeline, chosen, digest=digest, force=config["force"])
-    for component, collection in bound.items():
-        adapters[component] = combine(
-            [adapters[component], collection] if component in adapters else [collection]
-        )
-    return pipeline, adapters
+    applied = apply_attributes(
+        pipeline, chosen, digest=digest, timesteps=timesteps or None, force=config["force"]
+    )
+
+    def added(bound: Tree) -> Tree:
+        return combine([adapters["unet"], bound]) if "unet" in adapters else bound
+
+    stages = [stage._replace(adapters=added(stage.adapters)) for stage in applied.stages]
+    unet = added(applied.adapters.get("unet", {}))
+    return Applied(applied.pipeline, adapters | ({"unet": unet} if unet else {}), stages)
 
 
 def other_said(learned: Attribute) -> str:

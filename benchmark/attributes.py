@@ -28,6 +28,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
+from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.customize import customize
 from attrjax.attrworld import held_out_shapes, looks
 from attrjax.attrworld.bundled import BASE
@@ -42,7 +43,7 @@ from attrjax.attrworld.judges import (
     load_judges,
 )
 from attrjax.attrworld.scenes import Drawn, draw_scenes
-from attrjax.checkpoints.attribute import OTHER, Attribute, apply_attributes, load_attribute, weights_digest
+from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.generate import Settings, make_jobs, make_pictures
@@ -122,10 +123,10 @@ def pictures_of(
     pipeline: Pipeline, learned: Sequence[Attribute], prompts: Sequence[str], digest: str
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """A picture of each prompt and seed, with what was learned."""
-    tuned, adapters = apply_attributes(pipeline, [(one, 1.0) for one in learned], digest=digest)
+    tuned, adapters, stages = apply_attributes(pipeline, [(one, 1.0) for one in learned], digest=digest)
     jobs = make_jobs(prompts, SEEDS)
     settings = Settings(steps=20, guidance=4.0, batch_size=8)
-    return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters)))
+    return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))
 
 
 def measured(

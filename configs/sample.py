@@ -50,6 +50,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.learned_words = ()  # textual inversions
     config.attributes = ()  # what configs/shape.py and appearance.py learned: files, or run directories
     config.attribute_strengths = ()  # one for each: 1 is as it was learned, 0 is without it; none for 1
+    # For each the timesteps at which its weights act, as in ((300, 1000), (0, 700)): 1000 is noise, 0 the
+    # picture. None for what the files say.
+    config.attribute_timesteps = ()
     config.negative_attributes = False  # guide away from the references' other attributes, too
     config.force = False  # apply attributes that were learned on another base
 

@@ -1,21 +1,25 @@
 """Learned attributes as files, and bases that know them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.partition import rules_of, split
 from attrjax.checkpoints.attribute import (
     Attribute,
-    apply_attributes,
     load_attribute,
     placeholder_error,
     save_attribute,
     weights_digest,
 )
 from attrjax.checkpoints.pipeline import load_pipeline, save_pipeline
-from attrjax.generate import Settings, generate
+from attrjax.data.prompts import text_encoder
+from attrjax.diffusion.samplers import SAMPLERS
+from attrjax.generate import Job, Settings, choose_sampler, decode, generate, latent_shape, make_pictures
+from attrjax.models.adapters import merge
 
 FAST = Settings(steps=2, guidance=3.0)
 
@@ -61,7 +65,7 @@ def test_a_saved_attribute_makes_the_picture_that_it_made_before(base, tmp_path,
     assert read.recipe == {"steps": 3} and read.word == "<it>" and read.base == digest
     pictures = []
     for one in (attribute, read):
-        tuned, adapters = apply_attributes(pipeline, [(one, 1.0)], digest=digest)
+        tuned, adapters, stages = apply_attributes(pipeline, [(one, 1.0)], digest=digest)
         pictures.append(picture(tuned, "a red <it>", adapters))
     assert np.abs(pictures[0] - pictures[1]).mean() < 2  # what float16 loses
     assert np.abs(pictures[0] - picture(pipeline, "a red cat")).mean() > 4
@@ -70,7 +74,7 @@ def test_a_saved_attribute_makes_the_picture_that_it_made_before(base, tmp_path,
 def test_at_strength_zero_weights_are_the_bases_and_the_word_is_what_it_began_as(base):
     pipeline, digest = base
     attribute = learned(pipeline, digest, "<it>", "decoder")
-    tuned, _ = apply_attributes(pipeline, [(attribute, 0.0)], digest=digest)
+    tuned, *_ = apply_attributes(pipeline, [(attribute, 0.0)], digest=digest)
     jax.tree.map(np.testing.assert_array_equal, tuned.unet.params, pipeline.unet.params)
     table = tuned.text_encoder.params["text_model"]["embeddings"]["token_embedding"]["embedding"]
     for token in ("<it>", "<it>_1"):
@@ -82,11 +86,57 @@ def test_attributes_of_two_parts_do_not_touch_each_other(base):
     pipeline, digest = base
     shape = learned(pipeline, digest, "<s>", "encoder", seed=1)
     look = learned(pipeline, digest, "<a>", "decoder", seed=2)
-    both, _ = apply_attributes(pipeline, [(shape, 1.0), (look, 1.0)], digest=digest)
+    both, *_ = apply_attributes(pipeline, [(shape, 1.0), (look, 1.0)], digest=digest)
     after, before = (flatten_dict(one.unet.params, sep="/") for one in (both, pipeline))
     for path, leaf in after.items():
         expected = shape.weights.get(path, look.weights.get(path, before[path]))
         np.testing.assert_allclose(leaf, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["train", "lora:2"])
+def test_weights_act_at_their_timesteps_alone(base, rule):
+    """Against a sampler whose network is chosen by hand at every step."""
+    pipeline, digest = base
+    early = learned(pipeline, digest, "<s>", "full", rule, seed=1)
+    late = learned(pipeline, digest, "<a>", "decoder", rule, seed=2)
+    pairs = [(early, 1.0), (late, 0.5)]
+    settings = Settings(steps=4, guidance=1.0, sampler="ddim")
+    applied = apply_attributes(pipeline, pairs, digest=digest, timesteps=[(400, 1000), (0, 700)])
+    assert [stage.low for stage in applied.stages] == [700, 400, 0]
+
+    def weights(pairs):
+        one = apply_attributes(pipeline, pairs, digest=digest)
+        collection = one.adapters.get("unet", {})
+        return merge(one.pipeline.unet.params, collection) if collection else one.pipeline.unet.params
+
+    by_hand = [weights(pairs[:1]), weights(pairs), weights(pairs[1:])]
+    noise = np.random.default_rng(0).standard_normal((1, *latent_shape(pipeline, settings, []))).astype("f4")
+    context = text_encoder(applied.pipeline, None)(["a <s> made of <a>"]).context
+
+    def denoise(x, t, i):
+        made = [pipeline.unet.module.apply({"params": params}, x, t, context) for params in by_hand]
+        return jnp.where(t >= 700, made[0], jnp.where(t >= 400, made[1], made[2]))
+
+    _, schedule = choose_sampler(pipeline, settings)
+    latents = SAMPLERS["ddim"](denoise, noise, schedule, steps=4)
+    job = Job("a <s> made of <a>", 0, noise[0])
+    (made,) = make_pictures(
+        applied.pipeline, [job], settings, adapters=applied.adapters, stages=applied.stages
+    )
+    expected = decode(applied.pipeline, latents[0], job)
+    assert np.abs(made.astype(int) - expected.astype(int)).max() <= 1
+    (always,) = make_pictures(
+        applied.pipeline._replace(unet=pipeline.unet._replace(params=by_hand[1])), [job], settings
+    )
+    assert np.abs(always.astype(int) - expected.astype(int)).mean() > 1
+
+
+@pytest.mark.parametrize("timesteps", [(500, 500), (-1, 500), (0, 1001)])
+def test_timesteps_that_are_no_range_are_refused(base, timesteps):
+    pipeline, digest = base
+    attribute = learned(pipeline, digest, "<it>", "mid")
+    with pytest.raises(ValueError, match="0 <= low < high <= 1000"):
+        apply_attributes(pipeline, [(attribute, 1.0)], digest=digest, timesteps=[timesteps])
 
 
 def test_another_base_is_refused_unless_forced(base):
@@ -94,7 +144,7 @@ def test_another_base_is_refused_unless_forced(base):
     attribute = learned(pipeline, "0" * 64, "<it>", "mid")
     with pytest.raises(ValueError, match="learned on a base with the digest 000000000000.*config.force"):
         apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
-    forced, _ = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest, force=True)
+    forced, *_ = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest, force=True)
     assert "<it>" in forced.tokenizer.get_vocab()
 
 

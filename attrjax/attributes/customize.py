@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from attrjax.attributes import measure
+from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.batches import DATA, PAIRS, PRIOR, Learner, batches
 from attrjax.attributes.conditioning import (
     attribute_vectors,
@@ -39,7 +40,6 @@ from attrjax.checkpoints.attribute import (
     ATTRIBUTES,
     FILE_NAME,
     Attribute,
-    apply_attributes,
     load_attribute,
     save_attribute,
     weights_digest,
@@ -112,8 +112,10 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     unmoved = similarity(before)
 
     def with_attribute(attribute: Attribute) -> UInt8[np.ndarray, "n h w 3"]:
-        tuned, adapters = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
-        return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters)))
+        tuned, adapters, stages = apply_attributes(
+            learner.pipeline, [(attribute, 1.0)], digest=learner.digest
+        )
+        return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))
 
     def look(step: int, params: Any) -> None:
         with timed(timings, "probe, of that"):

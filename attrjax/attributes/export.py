@@ -8,8 +8,9 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import unflatten_dict
 
+from attrjax.attributes.apply import apply_attributes
 from attrjax.attrworld.bundled import base_or_bundled
-from attrjax.checkpoints.attribute import Attribute, apply_attributes, load_attribute, weights_digest
+from attrjax.checkpoints.attribute import Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import save_lora
 from attrjax.checkpoints.pipeline import load_pipeline, save_pipeline

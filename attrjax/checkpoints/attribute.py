@@ -1,4 +1,4 @@
-"""A learned attribute: one small safetensors file, and a base with it.
+"""A learned attribute as one small safetensors file.
 
 The file holds the embeddings of the attribute's placeholder word and what was changed in the UNet: whole
 leaves, or low-rank factors. Its header says which attribute it is, of which base, and how it was learned.
@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
 from attrjax.checkpoints.exchange import read_exchange_file, write_exchange_file
 from attrjax.checkpoints.files import open_weights
-from attrjax.checkpoints.pipeline import STEMS, Pipeline
-from attrjax.checkpoints.textual_inversion import with_words
-from attrjax.models.adapters import bind, combine
+from attrjax.checkpoints.pipeline import STEMS
 
 FILE_NAME = "attribute.safetensors"
 FORMAT = "attrjax attribute 1"
@@ -37,7 +34,7 @@ class Attribute(NamedTuple):
         base: ``weights_digest`` of the base that it belongs to.
         vectors: embeddings of the placeholder's K tokens.
         origin: embedding of ``initial``.
-        other: embeddings of the reference's other attribute, for ``other_word``; None where it is not known.
+        other: embeddings of the reference's other attribute, for ``apply.other_word``; None where unknown.
         weights: {"/"-path: value} of the UNet's leaves that were tuned themselves.
         adapter: {"/"-path: value} of low-rank factors, as ``models.adapters`` has them.
         recipe: how it was learned, in JSON's terms.
@@ -103,74 +100,6 @@ def load_attribute(path: str | Path) -> Attribute:
         adapter=parts["adapter/"],
         recipe=json.loads(header["recipe"]),
     )
-
-
-def apply_attributes(
-    pipeline: Pipeline,
-    attributes: Sequence[tuple[Attribute, float]],
-    *,
-    digest: str,
-    force: bool = False,
-) -> tuple[Pipeline, dict[str, Any]]:
-    """A base that knows learned attributes, each at a strength.
-
-    What was changed adds up: attributes that were learned in different parts of the UNet do not touch each
-    other.
-
-    Args:
-        pipeline: the base.
-        attributes: each with its strength; 1 is as it was learned, and at 0 its word is what it began as.
-        digest: ``weights_digest`` of the base.
-        force: apply what was learned on another base, where its shapes allow it.
-
-    Returns:
-        the base with longer vocabulary and changed weights, and bound adapters for ``generate``.
-
-    Raises:
-        ValueError: an attribute belongs to another base, two have one word, or shapes do not fit.
-    """
-    words = [attribute.word for attribute, _ in attributes]
-    if len(set(words)) < len(words):
-        raise ValueError(
-            f"two attributes have the same word ({', '.join(words)}): learn one of them with another "
-            "--config.placeholder"
-        )
-    flat = flatten_dict(pipeline.unet.params, sep="/")
-    changed: dict[str, Any] = {}
-    bound = []
-    for attribute, strength in attributes:
-        if attribute.base != digest and not force:
-            raise ValueError(
-                f"{attribute.word} was learned on a base with the digest {attribute.base[:12]}, and "
-                f"{pipeline.path} has {digest[:12]}: use the base that it was learned on, or "
-                "--config.force=True"
-            )
-        for name, leaf in attribute.weights.items():
-            if name not in flat or flat[name].shape != leaf.shape:
-                raise ValueError(f"{attribute.word} changes {name}, which this base has not in that shape")
-            before = np.asarray(flat[name], np.float32)
-            changed[name] = changed.get(name, before) + strength * (leaf - before)
-        if attribute.adapter:
-            tree = unflatten_dict(attribute.adapter, sep="/")
-            bound.append(bind(tree, strength, network=pipeline.unet.params))
-        vectors = attribute.origin + strength * (attribute.vectors - attribute.origin)
-        known = {attribute.word: vectors}
-        if attribute.other is not None:
-            known[other_word(attribute.word, attribute.attribute)] = attribute.other
-        pipeline = with_words(pipeline, {"text_encoder": known})
-    flat |= {name: leaf.astype(flat[name].dtype) for name, leaf in changed.items()}
-    unet = pipeline.unet._replace(params=unflatten_dict(flat, sep="/"))
-    return pipeline._replace(unet=unet), {"unet": combine(bound)} if bound else {}
-
-
-def other_word(word: str, attribute: str) -> str:
-    """What stands for the other attribute of the reference: ``<shape:appearance>`` beside ``<shape>``.
-
-    Args:
-        word: the placeholder of what was learned.
-        attribute: that was learned.
-    """
-    return f"<{word.strip('<>')}:{OTHER[attribute]}>"
 
 
 def weights_digest(

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.export import export
-from attrjax.checkpoints.attribute import apply_attributes, save_attribute, weights_digest
+from attrjax.checkpoints.attribute import save_attribute, weights_digest
 from attrjax.checkpoints.pipeline import load_pipeline
 from attrjax.generate import Settings, generate, latent_shape
 from configs import export as export_config
@@ -23,7 +24,7 @@ def base(small_base):
 
 
 def ours(pipeline, attribute, digest, noise):
-    tuned, adapters = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
+    tuned, adapters, stages = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
     return generate(tuned, [PROMPT], [0], SETTINGS, latents=noise, adapters=adapters)
 
 

@@ -1,0 +1,129 @@
+"""A base with learned attributes: their words in its vocabulary, their changes in its UNet."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from attrjax.checkpoints.attribute import OTHER, Attribute
+from attrjax.checkpoints.pipeline import Pipeline
+from attrjax.checkpoints.textual_inversion import with_words
+from attrjax.generate import Stage
+from attrjax.models.adapters import bind, combine
+
+MAX_TIMESTEP = 1000  # above the highest timestep of Stable Diffusion's schedules
+
+
+class Applied(NamedTuple):
+    """A base with learned attributes.
+
+    Attributes:
+        pipeline: the base with longer vocabulary, and the UNet's weights of the first stage.
+        adapters: bound adapters for ``generate``, of the first stage.
+        stages: the UNet's weights and adapters by timestep, for ``generate``; empty where all timesteps have
+            the same.
+    """
+
+    pipeline: Pipeline
+    adapters: dict[str, Any]
+    stages: list[Stage]
+
+
+def apply_attributes(
+    pipeline: Pipeline,
+    attributes: Sequence[tuple[Attribute, float]],
+    *,
+    digest: str,
+    timesteps: Sequence[tuple[int, int]] | None = None,
+    force: bool = False,
+) -> Applied:
+    """A base that knows learned attributes, each at a strength.
+
+    What was changed adds up: attributes that were learned in different parts of the UNet, or that act at
+    different timesteps, do not touch each other.
+
+    Args:
+        pipeline: the base.
+        attributes: each with its strength; 1 is as it was learned, and at 0 its word is what it began as.
+        digest: ``weights_digest`` of the base.
+        timesteps: for each attribute the timesteps [low, high) at which its weights act; the word acts at
+            all. None for what the files say.
+        force: apply what was learned on another base, where its shapes allow it.
+
+    Raises:
+        ValueError: an attribute belongs to another base, two have one word, or shapes do not fit.
+    """
+    words = [attribute.word for attribute, _ in attributes]
+    if len(set(words)) < len(words):
+        raise ValueError(
+            f"two attributes have the same word ({', '.join(words)}): learn one of them with another "
+            "--config.placeholder"
+        )
+    ranges = timesteps or [sampling_timesteps(attribute) for attribute, _ in attributes]
+    for low, high in ranges:
+        if not 0 <= low < high <= MAX_TIMESTEP:
+            raise ValueError(
+                f"an attribute's timesteps ({low}, {high}) must be (low, high) with 0 <= low < high <= "
+                f"{MAX_TIMESTEP}"
+            )
+    base = flatten_dict(pipeline.unet.params, sep="/")
+    for attribute, strength in attributes:
+        if attribute.base != digest and not force:
+            raise ValueError(
+                f"{attribute.word} was learned on a base with the digest {attribute.base[:12]}, and "
+                f"{pipeline.path} has {digest[:12]}: use the base that it was learned on, or "
+                "--config.force=True"
+            )
+        for name, leaf in attribute.weights.items():
+            if name not in base or base[name].shape != leaf.shape:
+                raise ValueError(f"{attribute.word} changes {name}, which this base has not in that shape")
+        vectors = attribute.origin + strength * (attribute.vectors - attribute.origin)
+        known = {attribute.word: vectors}
+        if attribute.other is not None:
+            known[other_word(attribute.word, attribute.attribute)] = attribute.other
+        pipeline = with_words(pipeline, {"text_encoder": known})
+    edges = sorted({0, *(edge for pair in ranges for edge in pair if edge < MAX_TIMESTEP)}, reverse=True)
+    stages = []
+    for low in edges:
+        now = [
+            (attribute, strength if first <= low < last else 0.0)
+            for (attribute, strength), (first, last) in zip(attributes, ranges, strict=True)
+        ]
+        stages.append(Stage(low, *_changed(pipeline.unet.params, now)))
+    unet = pipeline.unet._replace(params=stages[0].params)
+    adapters = {"unet": stages[0].adapters} if stages[0].adapters else {}
+    return Applied(pipeline._replace(unet=unet), adapters, stages if len(stages) > 1 else [])
+
+
+def sampling_timesteps(attribute: Attribute) -> tuple[int, int]:
+    """The timesteps [low, high) at which an attribute's weights act, unless another range is asked for."""
+    low, high = attribute.recipe.get("sampling_timesteps", (0, MAX_TIMESTEP))
+    return int(low), int(high)
+
+
+def _changed(params: dict[str, Any], attributes: Sequence[tuple[Attribute, float]]) -> tuple[Any, Any]:
+    """A UNet's parameters with the sum of changes, and bound low-rank changes; at strength 0 all leaves are
+    there, as they were.
+    """
+    flat = flatten_dict(params, sep="/")
+    changed: dict[str, Any] = {}
+    bound = []
+    for attribute, strength in attributes:
+        for name, leaf in attribute.weights.items():
+            before = np.asarray(flat[name], np.float32)
+            changed[name] = changed.get(name, before) + strength * (leaf - before)
+        if attribute.adapter:
+            bound.append(bind(unflatten_dict(attribute.adapter, sep="/"), strength, network=params))
+    flat |= {name: leaf.astype(flat[name].dtype) for name, leaf in changed.items()}
+    return unflatten_dict(flat, sep="/"), combine(bound) if bound else {}
+
+
+def other_word(word: str, attribute: str) -> str:
+    """What stands for the other attribute of the reference: ``<shape:appearance>`` beside ``<shape>``.
+
+    Args:
+        word: the placeholder of what was learned.
+        attribute: that was learned.
+    """
+    return f"<{word.strip('<>')}:{OTHER[attribute]}>"
