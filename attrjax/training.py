@@ -5,8 +5,6 @@ the step's number, and a batch is a function of that number too. So a run that i
 started again ends with the same bytes as one that was not.
 """
 
-import json
-import os
 import queue
 import signal
 import sys
@@ -26,14 +24,12 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Key, PyTree
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
+from attrjax.metrics_log import MetricsLog
 from attrjax.parallel.mesh import place_batch, place_state, shard_state
-from attrjax.runs import write_whole
 
-METRICS = "metrics.jsonl"
 EXIT_SAVED = 42  # a run that was told to stop has saved its state, and goes on when it is started again
 # How many steps the host runs ahead of the device: enough to keep it busy, few enough that the bar, the time
 # limit and a non-finite loss are noticed when they happen.
@@ -62,7 +58,7 @@ class TrainState(NamedTuple):
 
 def make_optimizer(
     learning_rate: float,
-    steps: int,
+    steps: int | Int32[Array, ""],
     *,
     warmup: int = 0,
     decay: str = "cosine",
@@ -76,7 +72,7 @@ def make_optimizer(
 
     Args:
         learning_rate: at its highest, positive.
-        steps: of the whole run.
+        steps: of the whole run; inside ``jit`` it may be traced, and is then not checked.
         warmup: steps in which the rate rises linearly, fewer than ``steps``; the first has 1/warmup of it.
         decay: ``cosine`` falls to 0 at ``steps``, ``constant`` stays.
         weight_decay: of leaves with two dimensions or more; biases and the scales of norms are left alone.
@@ -88,7 +84,7 @@ def make_optimizer(
     """
     if decay not in ("cosine", "constant"):
         raise ValueError(f"decay={decay!r} must be cosine or constant")
-    if not 0 <= warmup < steps:
+    if warmup < 0 or (isinstance(steps, int) and warmup >= steps):
         raise ValueError(f"warmup={warmup} must be at least 0 and less than steps={steps}")
     if learning_rate <= 0 or weight_decay < 0 or clip < 0:
         raise ValueError("learning_rate must be positive, weight_decay and clip must not be negative")
@@ -115,12 +111,16 @@ def init_state(
     """The state before the first step, on the mesh. ``params`` stay usable: it shares no memory with them."""
 
     def init(params: PyTree) -> TrainState:
-        # Copies, for a step gives the state's buffers away, each of them once.
-        average = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params), average)
+        return first_state(params, optimizer, ema=ema)
 
     params = place_state(mesh, params)
     return jax.jit(init, out_shardings=shard_state(mesh, jax.eval_shape(init, params)))(params)
+
+
+def first_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """The state before the first step, in arrays of its own: a step gives its buffers away, each once."""
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params), average)
 
 
 def make_step(
@@ -147,30 +147,66 @@ def make_step(
     def step(
         state: TrainState, batch: PyTree, root_key: Key[Array, ""], frozen: PyTree = None
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(root_key, state.step)
-        arguments = (batch, key) if frozen is None else (batch, key, frozen)
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *arguments)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            ema = jax.tree.map(
-                lambda mean, new: (decay * mean + (1 - decay) * new).astype(mean.dtype), ema, params
-            )
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
-        state = TrainState(state.step + 1, params, opt_state, ema)
+        state, metrics = update(loss_fn, optimizer, state, batch, root_key, frozen, ema_decay=ema_decay)
         # It stays where it lies, or the next step would be compiled again.
         return jax.lax.with_sharding_constraint(state, shard_state(mesh, state)), metrics
 
     return jax.jit(step, donate_argnames="state")
 
 
+def update(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: PyTree,
+    root_key: Key[Array, ""],
+    frozen: PyTree = None,
+    *,
+    ema_decay: float,
+) -> tuple[TrainState, Metrics]:
+    """What a step of ``make_step`` does, wherever its arguments lie: a function to ``vmap``, too."""
+    key = jax.random.fold_in(root_key, state.step)
+    arguments = (batch, key) if frozen is None else (batch, key, frozen)
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *arguments)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(
+            lambda mean, new: (decay * mean + (1 - decay) * new).astype(mean.dtype), ema, params
+        )
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
+    return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
 class Result(NamedTuple):
-    """The last state, which is saved, and whether all steps were made; if not, the time was up."""
+    """What training ended with.
+
+    Attributes:
+        state: the last one, which is saved.
+        step: its number.
+        finished: whether all steps were made, or ``every`` said that it is enough; if not, the time was up.
+    """
 
     state: TrainState
+    step: int
     finished: bool
+
+
+def as_floats(step: int, metrics: Metrics) -> dict[str, float]:
+    """The metrics of a step as numbers.
+
+    Raises:
+        ValueError: the loss or the gradient is not finite.
+    """
+    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(values[name]):
+            raise ValueError(
+                f"{name} is {values[name]} at step {step}: lower the learning rate or look at the data"
+            )
+    return values
 
 
 def train(
@@ -189,7 +225,8 @@ def train(
     prefetch: int = 2,
     max_seconds: float | None = None,
     on_save: Callable[[int, TrainState], None] | None = None,
-    every: tuple[int, Callable[[int, TrainState], None]] | None = None,
+    every: tuple[int, Callable[[int, TrainState], bool | None]] | None = None,
+    read: Callable[[int, Metrics], dict[str, float]] = as_floats,
 ) -> Result:
     """Train to a number of steps, from the newest checkpoint in the run directory if there is one.
 
@@ -217,8 +254,11 @@ def train(
         max_seconds: stop at the end of the step in which this time is over (with several processes, of one
             with a line of metrics), save, and return; saving comes on top. None for no limit.
         on_save: called with step and state when a save has begun.
-        every: (n, function of step and state), called after every n steps, before a save. Functions must not
-            keep the state's arrays, which the next step takes.
+        every: (n, function of step and state), called after every n steps, before a save. Where it returns
+            True, on all processes alike, the step is saved and training ends. Functions must not keep the
+            state's arrays, which the next step takes.
+        read: from the number of a step and its metrics to what is logged, of which ``loss`` is one; called
+            for every step, in order. It raises a ValueError for what must not go on.
 
     Raises:
         ValueError: a number is out of its range, the loss or the gradient is not finite (what was saved
@@ -246,14 +286,12 @@ def train(
             while len(waiting) > left:
                 step, metrics = waiting.popleft()
                 # What is not finite once may be hidden later, so every step is looked at.
-                for name in ("loss", "grad_norm"):
-                    if not np.isfinite(value := float(metrics[name])):
-                        raise ValueError(
-                            f"{name} is {value} at step {step}: lower the learning rate or look at the data; "
-                            f"the newest checkpoint is of step {manager.latest_step() or 0}"
-                        )
+                try:
+                    values = read(step, metrics)
+                except ValueError as error:
+                    newest = manager.latest_step() or 0
+                    raise ValueError(f"{error}; the newest checkpoint is of step {newest}") from None
                 if log and (step % log_every == 0 or step in (1, steps)):
-                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                     log.write(step, values)
                     bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
 
@@ -273,12 +311,13 @@ def train(
                 if step == start + 1:
                     bar.unpause()  # so that the time left does not count compilation
                 bar.update()
+                enough = step == steps
                 if every and step % every[0] == 0:
                     settle(0)
-                    every[1](step, state)
+                    enough = bool(every[1](step, state)) or enough
                 stop = told.is_set() or (several and manager.reached_preemption(step))
                 late = out_of_time(step)
-                if step % save_every == 0 or step == steps or stop or late:
+                if step % save_every == 0 or enough or stop or late:
                     # The lines of these steps come first: they are there when the checkpoint is.
                     settle(0)
                     if log:
@@ -291,50 +330,15 @@ def train(
                     logging.info("saved step %d of %d; start it again to go on", step, steps)
                     if stop:
                         sys.exit(EXIT_SAVED)
-                    return Result(state, finished=False)
-        manager.wait_until_finished()
-        return Result(state, finished=True)
+                    return Result(state, step, finished=False)
+                if enough:
+                    manager.wait_until_finished()
+                    return Result(state, step, finished=True)
+        return Result(state, start, finished=True)  # it had made all its steps before
     finally:
         if log:
             log.close()
         manager.close()  # waits for a save that is under way
-
-
-class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard's events of a run that is at some step.
-
-    Lines of later steps, and one that was cut off, are removed: these steps will be made again.
-    """
-
-    def __init__(self, workdir: Path, step: int):
-        path = workdir / METRICS
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("}\n")]
-        write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step).encode())
-        self.file = path.open("a")
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-        self.start = self.time = time.monotonic()
-        self.step = step
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        pace = round((step - self.step) / max(now - self.time, 1e-9), 4)
-        timings = {"seconds": round(now - self.start, 3), "steps_per_second": pace}
-        self.step, self.time = step, now
-        # JSON has no word for what is not finite.
-        plain = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **plain, **timings}) + "\n")
-        self.file.flush()
-        for name, value in {**values, "steps_per_second": pace}.items():
-            self.board.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Return when all lines are on disk."""
-        os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
 
 
 def in_background(fetch: Callable[[int], Any], items: range, ahead: int) -> Generator[Any]:

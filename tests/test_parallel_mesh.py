@@ -84,6 +84,6 @@ def test_sizes_that_do_not_fit_are_one_clear_line(sizes):
 
 def test_small_and_odd_leaves_are_copied():
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert mesh.shape == {"data": 1, "fsdp": 1}
+    assert mesh.shape == {"concept": 1, "data": 1, "fsdp": 1}
     specs = jax.tree.map(lambda s: s.spec, shard_state(mesh, {"a": np.zeros((300, 300)), "b": np.zeros(3)}))
     assert specs == {"a": PartitionSpec(), "b": PartitionSpec()}

@@ -16,8 +16,9 @@ import optax
 import pytest
 
 from attrjax.checkpoints.training import open_checkpoints
+from attrjax.metrics_log import METRICS
 from attrjax.parallel.mesh import make_mesh
-from attrjax.training import EXIT_SAVED, METRICS, in_background, init_state, make_optimizer, make_step, train
+from attrjax.training import EXIT_SAVED, in_background, init_state, make_optimizer, make_step, train
 
 ROOT = Path(__file__).parent.parent
 STEPS = 60

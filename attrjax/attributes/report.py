@@ -12,9 +12,9 @@ from attrjax.attributes.measure import Probe
 from attrjax.checkpoints.attribute import OTHER
 from attrjax.data.pictures import to_uint8
 from attrjax.data.references import Reference
+from attrjax.metrics_log import METRICS
 from attrjax.report import page, plot
 from attrjax.runs import versions, write_whole
-from attrjax.training import METRICS
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
 

@@ -1,7 +1,8 @@
 """The mesh of devices, and where a train state and its batches lie on it.
 
 Axis ``data`` divides batches and copies the state; axis ``fsdp`` divides both. The compiler derives the
-rest from where the arguments lie, so the same train step runs on one device and on a pod.
+rest from where the arguments lie, so the same train step runs on one device and on a pod. Axis ``concept``
+divides what is learned side by side (``attributes.stack``); to a task that learns one thing it is ``data``.
 """
 
 import math
@@ -12,38 +13,43 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp")
+AXES = ("concept", "data", "fsdp")
 # Leaves up to this size are copied to every device: dividing them saves no memory worth a message.
 LARGEST_COPIED = 2**14
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of devices with the axes ``data`` and ``fsdp``.
+def make_mesh(
+    concept: int = 1, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of devices with the axes ``concept``, ``data`` and ``fsdp``.
 
     Args:
-        data: how many parts of a batch there are with a copy of the state each; -1 takes the devices that
-            ``fsdp`` leaves.
-        fsdp: how many devices share one copy of the state; -1 takes the devices that ``data`` leaves.
+        concept: over how many devices concepts are spread, each of which is learned on one of them.
+        data: how many parts of a batch there are with a copy of the state each.
+        fsdp: how many devices share one copy of the state.
+            One of the three can be -1, which takes the devices that the others leave.
         devices: the devices to use, by default all of all processes.
 
     Raises:
-        ValueError: a size is neither -1 nor positive, both are -1, or their product is not the number of
+        ValueError: a size is neither -1 nor positive, several are -1, or their product is not the number of
             devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp}
+    sizes = {"concept": concept, "data": data, "fsdp": fsdp}
     for name, size in sizes.items():
         if size == 0 or size < -1:
             raise ValueError(
                 f"the mesh's {name}={size} must be 1 or more, or -1 for the devices that are left"
             )
-    if data == fsdp == -1:
-        raise ValueError("only one of the mesh's data and fsdp can be -1")
+    if list(sizes.values()).count(-1) > 1:
+        raise ValueError("only one of the mesh's concept, data and fsdp can be -1")
     known = math.prod(size for size in sizes.values() if size > 0)
     if -1 in sizes.values() and len(devices) % known == 0:
         sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        raise ValueError(f"a mesh of data={data}, fsdp={fsdp} does not fit {len(devices)} devices")
+        raise ValueError(
+            f"a mesh of concept={concept}, data={data}, fsdp={fsdp} does not fit {len(devices)} devices"
+        )
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=types, devices=devices)
 

@@ -1,0 +1,51 @@
+"""What a training run writes down of its steps: a line for each, and TensorBoard's events."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from attrjax.runs import write_whole
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and TensorBoard's events of a run that is at some step.
+
+    Lines of later steps, and one that was cut off, are removed: these steps will be made again.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        path = workdir / METRICS
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("}\n")]
+        write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step).encode())
+        self.file = path.open("a")
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self.start = self.time = time.monotonic()
+        self.step = step
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        pace = round((step - self.step) / max(now - self.time, 1e-9), 4)
+        timings = {"seconds": round(now - self.start, 3), "steps_per_second": pace}
+        self.step, self.time = step, now
+        # JSON has no word for what is not finite.
+        plain = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **plain, **timings}) + "\n")
+        self.file.flush()
+        for name, value in {**values, "steps_per_second": pace}.items():
+            self.board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Return when all lines are on disk."""
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
