@@ -39,7 +39,8 @@ def fit(
     batch_at: Callable[[int], PyTree],
     *,
     frozen: PyTree = None,
-    every: tuple[int, Callable[[int, TrainState], None]] | None = None,
+    every: tuple[int, Callable[[int, TrainState], bool | None]] | None = None,
+    until: int | None = None,
 ) -> PyTree | None:
     """Train as the config says.
 
@@ -50,6 +51,7 @@ def fit(
         directory, root: of ``begin``.
         params: to begin with.
         loss_fn, batch_at, frozen, every: as in ``training.train``.
+        until: the last step, where ``every`` has ended the run before; None for ``steps``.
 
     Returns:
         the moving average of the parameters at the end, or without one the parameters; None where the time
@@ -62,7 +64,7 @@ def fit(
         make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"]),
         batch_at,
         root_key=jax.random.fold_in(root, STEPS),
-        steps=config["steps"],
+        steps=until or config["steps"],
         workdir=directory,
         mesh=mesh,
         frozen=frozen,

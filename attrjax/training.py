@@ -214,10 +214,11 @@ def train(
     step_fn: Callable[..., tuple[TrainState, Metrics]],
     batch_at: Callable[[int], PyTree],
     *,
-    root_key: Key[Array, ""],
+    root_key: Key[Array, ""] | None,
     steps: int,
     workdir: str | Path,
     mesh: Mesh,
+    begun: int = 0,
     frozen: PyTree = None,
     log_every: int = 50,
     save_every: int = 1000,
@@ -242,10 +243,11 @@ def train(
         batch_at: the batch of the update from step n to n + 1: numpy arrays or arrays of this process's
             devices, the rows that this process contributes. It is called in another thread and must depend
             on n alone.
-        root_key: of everything random in a step.
+        root_key: of everything random in a step; passed on to ``step_fn``.
         steps: how many updates there are in all, 1 or more.
         workdir: the run directory. ``runs.check_run`` says before whether this run may use it.
         mesh: that the step was made for.
+        begun: the step that ``state`` is of, where it is not the beginning.
         frozen: what the loss uses and does not train, the same on every process.
         log_every: steps between lines of metrics; the first and the last step have one too.
         save_every: steps between checkpoints; the last step has one too.
@@ -272,7 +274,8 @@ def train(
     manager = open_checkpoints(workdir / "checkpoints", keep=keep)
     log: MetricsLog | None = None
     try:
-        state, start = restore_newest(manager, state)
+        state, saved = restore_newest(manager, state)
+        start = max(begun, saved)
         if start > steps:
             raise ValueError(f"the run in {workdir} is at step {start} already, beyond steps={steps}")
         if start:

@@ -6,6 +6,10 @@ python -m attrjax.main --config=configs/shape.py --workdir=runs/shape --config.r
                                   finds
     --config.base=DIR             another base than the bundled one: a directory in diffusers layout with an
                                   image_encoder
+    --config.references=LIST      many pictures at once in place of one: a JSON object in each line, such as
+                                  {"reference": "mug.png", "mask": "mug-mask.png"}; also "name" of its
+                                  directory in the workdir, "steps", "seed", "placeholder", and "prompts" of
+                                  its probes. Then runs/list/NAME is what runs/shape is of one
 
 Without a reference it learns from a picture that comes with the package. Writes runs/shape/index.html, which
 shows what came of it, and runs/shape/attribute.safetensors. Then
@@ -30,6 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.attribute = "shape"
     config.reference = ""  # a picture; "" is one that comes with the package
     config.mask = ""  # a picture of the same size, white where the foreground is
+    config.references = ""  # a list of pictures in place of the one, a JSON object in each line
     config.base = ""  # a directory in diffusers layout, or a Hub id; "" is the bundled base
     config.variant = ""  # which of its weight files: fp16 for *.fp16.safetensors
     config.size = 0  # pixels of a side; 0 is the base's own
@@ -51,6 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # How it is learned.
     config.pairs = "destroyed"  # what is shown has lost the other attribute; whole: the reference as it is
     config.steps = 100  # 0 for what the filter recognizes without any
+    config.patience = 0  # probes without a better score, after which it ends; 0 for no such end
     config.batch_size = 8  # pairs drawn from the reference
     config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10})
     config.snr_gamma = 0.0  # gamma of min-SNR weights; 0 for none
@@ -80,7 +86,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
 
     config.ema_decay = 0.0  # of a moving average of what is learned; 0 for none
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.stack = 8  # pictures of a list that one device learns at once
+    # One picture's pairs are divided over all devices; of a list each device learns pictures of its own.
+    config.mesh = ConfigDict({"concept": -1, "data": 1, "fsdp": 1})
     config.log_every = 10
     config.save_every = 50
     config.max_seconds = 0  # stop and save after this time; 0 is no limit

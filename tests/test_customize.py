@@ -14,31 +14,12 @@ from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.sample import sample
 from configs import appearance, faithful, shape
 from configs import sample as sample_config
+from tests.reference_cases import small, write_disc
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """A picture of a striped disc, and its mask."""
-    rows, columns = np.mgrid[:64, :64]
-    mask = (rows - 30) ** 2 + (columns - 34) ** 2 < 18**2
-    stripes = np.where(rows[..., None] // 4 % 2, (200, 40, 30), (240, 230, 60))
-    picture = np.where(mask[..., None], stripes, (120, 140, 200)).astype(np.uint8)
-    directory = tmp_path_factory.mktemp("reference")
-    Image.fromarray(picture).save(directory / "disc.png")
-    Image.fromarray(255 * mask.astype(np.uint8)).save(directory / "mask.png")
-    return directory / "disc.png", directory / "mask.png"
-
-
-def small(config, base, reference, **changes):
-    config.update({"base": str(base), "reference": str(reference[0]), "mask": str(reference[1])})
-    config.update({"steps": 2, "batch_size": 2, "save_every": 1, "log_every": 1})
-    config.cache_dir = str(reference[0].parent / "jit")
-    config.update({"initial": "at", "num_tokens": 2})
-    config.optimizer.warmup = 1
-    config.prior.update({"count": 2, "rows": 1, "prompts": ("at",)})
-    config.probe.update({"every": 1, "prompts": ("a {}",), "seeds": (0,), "steps": 2, "batch_size": 1})
-    config.update(changes)
-    return config
+    return write_disc(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="module")

@@ -6,57 +6,72 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from attrjax.attributes import pairs
-from attrjax.attributes.conditioning import Word, see
+from attrjax.attributes.conditioning import see
 from attrjax.attributes.fusion import places_of
-from attrjax.attributes.partition import Partition
+from attrjax.attributes.learner import DATA, PRIOR, Learner
 from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.prompts import tokenize
-from attrjax.data.references import Reference
 from attrjax.generate import Job, Settings, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
 
-# What the run's key is folded with, so that no two uses share random numbers.
-DATA, PRIOR = range(2)
-# What pairs show: the attribute with the other one destroyed, or the reference as it is.
-PAIRS = ("destroyed", "whole")
 
-
-class Learner(NamedTuple):
-    """What does not change while an attribute is learned.
+class Tools(NamedTuple):
+    """Functions that are compiled once for all references.
 
     Attributes:
-        pipeline: the untuned base.
-        digest: of its weights.
-        reference: the picture.
-        word: its placeholder.
-        filter: the attribute's.
-        partition: of the UNet at the beginning.
-        states, weight: what the filter reads of the reference itself.
-        begun: parameters of filter and fusion to begin with.
-        recognizes: whether those were learned before, on other pictures.
-        other: embeddings of the reference's other attribute, where the base has a filter for it.
+        encode: (pictures [b, H, W, 3] in [-1, 1], key) to latents.
+        draw: (key, picture, mask) to a batch's rows of pairs, and what was drawn of them.
     """
 
-    pipeline: Pipeline
-    digest: str
-    reference: Reference
-    word: Word
-    filter: nn.Module
-    partition: Partition
-    states: Float[Array, "1 n c"]
-    weight: Float[Array, "1 n"]
-    begun: dict[str, Any]
-    recognizes: bool
-    other: Float[np.ndarray, "k d"] | None
+    encode: Callable[..., Float[Array, "b h w c"]]
+    draw: Callable[..., tuple[dict[str, Array], Any]]
+
+
+def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
+    """The tools of a config and a base."""
+    attribute, rows = config["attribute"], config["batch_size"]
+    factor = vae_factor(pipeline)
+    make = {"shape": pairs.shape_pair, "appearance": pairs.appearance_pair}[attribute]
+    make = pairs.whole_pair if config["pairs"] == "whole" else make
+    vae, encoder = pipeline.vae, pipeline.image_encoder
+    assert encoder is not None
+
+    @jax.jit
+    def encode(pictures: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h2 w2 c"]:
+        moments: Any = vae.module.apply({"params": vae.params}, pictures, method="encode")
+        return scale_latents(moments.sample(key), *latent_scale(pipeline))
+
+    @jax.jit
+    def draw(
+        key: Array, picture: Float[Array, "h w 3"], mask: Float[Array, "h w"]
+    ) -> tuple[dict[str, Array], Any]:
+        keys, noise = jax.random.split(jax.random.fold_in(key, 0), rows), jax.random.fold_in(key, 1)
+        pair = jax.vmap(lambda k: make(k, picture, mask))(keys)
+        states, weight = see(encoder, pair.view, pair.view_mask)
+        small = (rows, pair.target_mask.shape[1] // factor, pair.target_mask.shape[2] // factor)
+        small_mask = jnp.clip(jax.image.resize(pair.target_mask, small, "linear", antialias=True), 0, 1)
+        outside = config["backdrop_weight"]
+        batch = {
+            "latents": encode(pair.target, noise),
+            "mask": outside + (1 - outside) * small_mask,
+            "states": states,
+            "weight": weight,
+        }
+        return batch, pair.drawn
+
+    return Tools(encode, draw)
 
 
 def batches(
-    config: Mapping[str, Any], learner: Learner, root: Key[Array, ""]
+    config: Mapping[str, Any],
+    learner: Learner,
+    root: Key[Array, ""],
+    tools: Tools,
+    own: Mapping[str, Any] | None,
 ) -> Callable[[int], dict[str, Any]]:
     """``batch_at`` of pairs from the reference, and of pictures of the base itself.
 
@@ -68,45 +83,18 @@ def batches(
         config: of the run.
         learner: what is learned from.
         root: the run's root key.
+        tools: of ``make_tools``.
+        own: of ``prior``.
     """
-    pipeline, reference, word = learner.pipeline, learner.reference, learner.word
+    reference, word = learner.reference, learner.word
     attribute, rows = config["attribute"], config["batch_size"]
-    length = pipeline.text_encoder.module.max_position_embeddings
-    factor = vae_factor(pipeline)
-    whole = config["pairs"] == "whole"
-    make = {"shape": pairs.shape_pair, "appearance": pairs.appearance_pair}[attribute]
-    make = pairs.whole_pair if whole else make
-    vae, encoder = pipeline.vae, pipeline.image_encoder
-    assert encoder is not None
-
-    @jax.jit
-    def encode(pictures: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h2 w2 c"]:
-        moments: Any = vae.module.apply({"params": vae.params}, pictures, method="encode")
-        return scale_latents(moments.sample(key), *latent_scale(pipeline))
-
-    @jax.jit
-    def draw(key: Array) -> tuple[dict[str, Array], Any]:
-        keys, noise = jax.random.split(jax.random.fold_in(key, 0), rows), jax.random.fold_in(key, 1)
-        pair = jax.vmap(lambda k: make(k, reference.picture, reference.mask))(keys)
-        states, weight = see(encoder, pair.view, pair.view_mask)
-        small = (rows, pair.target_mask.shape[1] // factor, pair.target_mask.shape[2] // factor)
-        mask = jnp.clip(jax.image.resize(pair.target_mask, small, "linear", antialias=True), 0, 1)
-        outside = config["backdrop_weight"]
-        batch = {
-            "latents": encode(pair.target, noise),
-            "mask": outside + (1 - outside) * mask,
-            "states": states,
-            "weight": weight,
-        }
-        return batch, pair.drawn
-
-    own = _prior(config, learner, encode, jax.random.fold_in(root, PRIOR))
+    length = learner.pipeline.text_encoder.module.max_position_embeddings
 
     def batch_at(step: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-        batch, drawn = draw(key)
+        batch, drawn = tools.draw(key, reference.picture, reference.mask)
         generator = generator_of(jax.random.fold_in(key, 2))
-        if whole:
+        if config["pairs"] == "whole":
             prompts = [f"an object in the {attribute} of {word.text}"] * rows
         else:
             prompts = pairs.say(attribute, jax.device_get(drawn), word.text, generator)
@@ -120,10 +108,11 @@ def batches(
     return batch_at
 
 
-def _prior(
-    config: Mapping[str, Any], learner: Learner, encode: Callable, key: Key[Array, ""]
+def prior(
+    config: Mapping[str, Any], pipeline: Pipeline, tools: Tools, root: Key[Array, ""]
 ) -> dict[str, Any] | None:
     """Pictures that the base makes of the prior's prompts, encoded; None where there are to be none."""
+    key = jax.random.fold_in(root, PRIOR)
     count, prompts = config["prior"]["count"], config["prior"]["prompts"]
     if not count or not config["prior"]["rows"]:
         return None
@@ -131,7 +120,9 @@ def _prior(
     said: Sequence[str] = [prompts[i % len(prompts)] for i in range(count)]
     first = int(np.asarray(jax.random.randint(key, (), 0, 2**30)))
     jobs = [Job(text, first + i) for i, text in enumerate(said)]
-    made = np.stack(list(make_pictures(learner.pipeline, jobs, settings))).astype(np.float32) / 127.5 - 1
+    made = np.stack(list(make_pictures(pipeline, jobs, settings))).astype(np.float32) / 127.5 - 1
     size = settings.batch_size
-    latents = [encode(made[i : i + size], jax.random.fold_in(key, 1 + i)) for i in range(0, len(made), size)]
+    latents = [
+        tools.encode(made[i : i + size], jax.random.fold_in(key, 1 + i)) for i in range(0, len(made), size)
+    ]
     return {"latents": np.concatenate(latents), "prompts": said}

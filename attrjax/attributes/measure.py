@@ -4,12 +4,14 @@ Target gain is by how much pictures come nearer to the reference in the attribut
 how much they come nearer in the other one, both against pictures of the untuned base from the same noise.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
 from attrjax.attributes.conditioning import see
@@ -89,25 +91,8 @@ def encoded(encoder: Component, reference: Reference, segment: Segmenter) -> Sim
         reference: with its mask.
         segment: from a picture [h, w, 3] in [-1, 1] to its mask.
     """
-
-    @jax.jit
-    def describe(
-        pictures: Float[Array, "n h w 3"], masks: Float[Array, "n h w"]
-    ) -> tuple[Array, Array, Array]:
-        states, weight = see(encoder, pictures, masks)
-        mean, variance = foreground_statistics(states, weight)
-        centred = states - states.mean(1, keepdims=True)
-        unit = centred / (jnp.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
-        alike = jnp.einsum("nic,njc->nij", unit, unit).reshape(len(states), -1)
-        alike = alike - alike.mean(-1, keepdims=True)
-        statistics = jnp.concatenate([mean, jnp.sqrt(variance)], -1)
-        levels = jnp.clip(((pictures + 1) * 3).astype(jnp.int32), 0, 5)
-        colour = (levels[..., 0] * 6 + levels[..., 1]) * 6 + levels[..., 2]
-        flat = masks.reshape(len(masks), -1)
-        histogram = jax.vmap(lambda c, m: jnp.bincount(c.reshape(-1), m, length=216))(colour, flat)
-        return alike, statistics, histogram / jnp.maximum(flat.sum(-1, keepdims=True), 1e-6)
-
-    wanted = describe(reference.picture[None], reference.mask[None])
+    params = jax.device_put(encoder.params)
+    wanted = _describe(params, reference.picture[None], reference.mask[None], module=encoder.module)
 
     def cosine(a: Array, b: Array) -> Array:
         norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
@@ -115,12 +100,32 @@ def encoded(encoder: Component, reference: Reference, segment: Segmenter) -> Sim
 
     def similarity(pictures: Pictures) -> dict[str, Float[np.ndarray, " n"]]:
         seen = pictures.astype(np.float32) / 127.5 - 1
-        alike, statistics, histogram = describe(seen, np.stack([segment(picture) for picture in seen]))
+        masks = np.stack([segment(picture) for picture in seen])
+        alike, statistics, histogram = _describe(params, seen, masks, module=encoder.module)
         common = jnp.minimum(histogram, wanted[2]).sum(-1)
         appearance = (cosine(statistics, wanted[1]) + common) / 2
         return {"shape": np.asarray(cosine(alike, wanted[0])), "appearance": np.asarray(appearance)}
 
     return similarity
+
+
+@functools.partial(jax.jit, static_argnames="module")  # once for all references
+def _describe(
+    params: Any, pictures: Float[Array, "n h w 3"], masks: Float[Array, "n h w"], *, module: nn.Module
+) -> tuple[Float[Array, "n p"], Float[Array, "n d"], Float[Array, "n 216"]]:
+    """What ``encoded`` compares: self-similarities, statistics of features, and a histogram of colours."""
+    states, weight = see(Component(module, params, {}), pictures, masks)
+    mean, variance = foreground_statistics(states, weight)
+    centred = states - states.mean(1, keepdims=True)
+    unit = centred / (jnp.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
+    alike = jnp.einsum("nic,njc->nij", unit, unit).reshape(len(states), -1)
+    alike = alike - alike.mean(-1, keepdims=True)
+    statistics = jnp.concatenate([mean, jnp.sqrt(variance)], -1)
+    levels = jnp.clip(((pictures + 1) * 3).astype(jnp.int32), 0, 5)
+    colour = (levels[..., 0] * 6 + levels[..., 1]) * 6 + levels[..., 2]
+    flat = masks.reshape(len(masks), -1)
+    histogram = jax.vmap(lambda c, m: jnp.bincount(c.reshape(-1), m, length=216))(colour, flat)
+    return alike, statistics, histogram / jnp.maximum(flat.sum(-1, keepdims=True), 1e-6)
 
 
 def _resized(pictures: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n 64 64 3"]:

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any, NewType
+from urllib.parse import quote
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -46,6 +47,7 @@ body {
 }
 h1 { font-size: clamp(1.6rem, 5vw, 2.2rem); line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 1rem; }
 h2 { font-size: 1.3rem; letter-spacing: -0.01em; margin: 3rem 0 0.75rem; }
+a { color: var(--accent); }
 h3 { font-size: 1.05rem; margin: 2rem 0 0.5rem; }
 p { max-width: 44rem; margin: 0 0 1rem; }
 figure { margin: 1.25rem 0; }
@@ -159,6 +161,14 @@ def paragraph(text: str) -> Html:
 def join(blocks: Sequence[Html]) -> Html:
     """Blocks, one after the other."""
     return Html("".join(blocks))
+
+
+def links(targets: Mapping[str, str]) -> Html:
+    """Other pages by their names, as a list: {name: path from here}."""
+    items = "".join(
+        f'<li><a href="{escape(quote(path))}">{escape(name)}</a></li>\n' for name, path in targets.items()
+    )
+    return Html(f"<ul>\n{items}</ul>\n")
 
 
 def code_block(text: str) -> Html:

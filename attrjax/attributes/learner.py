@@ -1,0 +1,294 @@
+"""What an attribute is learned with: the base, the reference as it sees it, the loss, the file at the end."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, Int, Key
+
+from attrjax.attributes.conditioning import (
+    Word,
+    attribute_vectors,
+    context_of,
+    init_conditioning,
+    make_filter,
+    new_word,
+    see,
+)
+from attrjax.attributes.partition import Partition, join, rules_of, split
+from attrjax.attributes.recognition import find_filters, recognized
+from attrjax.attrworld.bundled import REFERENCES, base_or_bundled
+from attrjax.attrworld.judges import Judges, load_judges, segment
+from attrjax.checkpoints.attribute import ATTRIBUTES, Attribute, weights_digest
+from attrjax.checkpoints.hub import find_base
+from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
+from attrjax.data.references import Reference, load_reference
+from attrjax.diffusion.losses import denoising_losses
+from attrjax.diffusion.schedule import sampler_for, schedule_from_config
+from attrjax.generate import Settings, latent_shape, vae_factor
+from attrjax.models.adapters import bind
+from attrjax.runs import plain
+from attrjax.training import make_optimizer
+
+# What a run's key is folded with, so that no two uses share random numbers; ``fit.STEPS`` is another.
+DATA, PRIOR, INIT = range(3)
+# What pairs show: the attribute with the other one destroyed, or the reference as it is.
+PAIRS = ("destroyed", "whole")
+HERE = "{}"  # where a probe's prompt has the placeholder
+
+
+class Base(NamedTuple):
+    """What all references are learned with.
+
+    Attributes:
+        path: of the base.
+        pipeline: it, untuned.
+        digest: of its weights.
+        judges: attrworld's; the segmenter is one of them.
+    """
+
+    path: Path
+    pipeline: Pipeline
+    digest: str
+    judges: Judges
+
+
+class Learner(NamedTuple):
+    """What does not change while an attribute is learned.
+
+    Attributes:
+        pipeline: the untuned base.
+        digest: of its weights.
+        reference: the picture.
+        word: its placeholder.
+        filter: the attribute's.
+        partition: of the UNet at the beginning.
+        states, weight: what the filter reads of the reference itself.
+        begun: parameters of filter and fusion to begin with.
+        recognizes: whether those were learned before, on other pictures.
+        other: embeddings of the reference's other attribute, where the base has a filter for it.
+    """
+
+    pipeline: Pipeline
+    digest: str
+    reference: Reference
+    word: Word
+    filter: nn.Module
+    partition: Partition
+    states: Float[Array, "1 n c"]
+    weight: Float[Array, "1 n"]
+    begun: dict[str, Any]
+    recognizes: bool
+    other: Float[np.ndarray, "k d"] | None
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Whether a config fits itself, as far as that is seen without a base.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if config["attribute"] not in ATTRIBUTES:
+        raise ValueError(f"attribute={config['attribute']!r} must be one of {', '.join(ATTRIBUTES)}")
+    if config["steps"] and not 0 < config["probe"]["every"] <= config["steps"]:
+        raise ValueError(
+            f"probe.every={config['probe']['every']} must be at least 1 and at most steps={config['steps']}: "
+            "what is measured decides which step is kept"
+        )
+    if config["steps"]:
+        make_optimizer(steps=config["steps"], **config["optimizer"])
+    if config["patience"] < 0:
+        raise ValueError(f"patience={config['patience']} must be a number of probes, or 0 for no end by them")
+    if config["pairs"] not in PAIRS:
+        raise ValueError(f"pairs={config['pairs']!r} must be one of {', '.join(PAIRS)}")
+    for prompt in config["probe"]["prompts"]:
+        if HERE not in prompt:
+            raise ValueError(f"the probe's prompt {prompt!r} has no {HERE}, where the placeholder stands")
+
+
+def load_base(config: Mapping[str, Any]) -> Base:
+    """The config's base, which must be able to see.
+
+    Raises:
+        ValueError, FileNotFoundError: it cannot be used.
+    """
+    variant = config["variant"] or None
+    path = find_base(base_or_bundled(config["base"]), variant)
+    pipeline = load_pipeline(path, variant=variant)
+    if pipeline.image_encoder is None:
+        raise ValueError(
+            f"{path} has no image_encoder, which the reference is seen with: add a CLIP vision tower"
+        )
+    # It is called with its parameters as arguments, which shall not be copied to the device in each call.
+    encoder = pipeline.image_encoder._replace(params=jax.device_put(pipeline.image_encoder.params))
+    digest = weights_digest(path, variant)
+    return Base(path, pipeline._replace(image_encoder=encoder), digest, load_judges())
+
+
+def read_reference(config: Mapping[str, Any], base: Base) -> Reference:
+    """The config's reference, or the one of its attribute that comes with the package.
+
+    Raises:
+        ValueError, FileNotFoundError: as ``load_reference``.
+    """
+    settings = Settings(height=config["size"], width=config["size"])
+    return load_reference(
+        config["reference"] or REFERENCES / f"{config['attribute']}.png",
+        mask=config["mask"] or None,
+        size=latent_shape(base.pipeline, settings, [])[0] * vae_factor(base.pipeline),
+        segmenter=lambda picture: foreground(base.judges, picture),
+    )
+
+
+def foreground(judges: Judges, picture: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+    """The bundled segmenter's mask, in the picture's size."""
+    height, width = picture.shape[:2]
+    small = np.asarray(jax.image.resize(picture, (64, 64, 3), "cubic", antialias=True))
+    mask = segment(judges, np.clip(small, -1, 1)[None])[0]
+    return np.clip(np.asarray(jax.image.resize(mask, (height, width), "linear")), 0, 1)
+
+
+def make_learner(config: Mapping[str, Any], base: Base) -> Learner:
+    """See the config's reference, and make ready what is learned of it.
+
+    Raises:
+        ValueError, FileNotFoundError: the reference cannot be used, or the config does not fit the base.
+    """
+    key = jax.random.fold_in(jax.random.key(config["seed"]), INIT)
+    pipeline = base.pipeline
+    assert pipeline.image_encoder is not None
+    reference = read_reference(config, base)
+    word = new_word(pipeline, config["placeholder"], config["initial"], config["num_tokens"])
+    filter_ = make_filter(config["filter"], pipeline, config["num_tokens"])
+    rules = rules_of(config["partition"], config["rule"])
+    partition = split(pipeline.unet.params, rules, jax.random.fold_in(key, 0))
+    states, weight = see(
+        pipeline.image_encoder, jnp.asarray(reference.picture[None]), jnp.asarray(reference.mask[None])
+    )
+    saved, other = find_filters(config, base.path)
+    begun = saved.params if saved else init_conditioning(jax.random.fold_in(key, 1), filter_, states, weight)
+    if not saved and not config["steps"]:
+        raise ValueError(
+            f"steps=0 learns nothing, and {base.path} has no filter that recognizes the "
+            f"{config['attribute']} of a picture (configs/attrworld/filters.py trains one): give "
+            "--config.steps"
+        )
+    return Learner(
+        pipeline=pipeline,
+        digest=base.digest,
+        reference=reference,
+        word=word,
+        filter=filter_,
+        partition=partition,
+        states=states,
+        weight=weight,
+        begun=begun,
+        recognizes=saved is not None,
+        other=recognized(other, pipeline, states, weight) if other else None,
+    )
+
+
+def first_params(learner: Learner) -> dict[str, Any]:
+    """What is trained, before it is: ``filter``, ``fusion``, and the UNet's ``unet`` and ``adapter``."""
+    partition = learner.partition
+    return {**learner.begun, "unet": partition.trainable, "adapter": partition.adapter}
+
+
+def frozen_of(learner: Learner) -> dict[str, Any]:
+    """What the loss uses and does not train, the same for all references of a base and a config."""
+    return {
+        "unet": learner.partition.frozen,
+        "text": learner.pipeline.text_encoder.params,
+        "origin": jnp.asarray(learner.word.origin),
+    }
+
+
+def begun_of(learner: Learner) -> Float[Array, "..."]:
+    """What the placeholder's embeddings are kept near: those that the filter begins with, [1, k, d]; the
+    initial word, [d], where it was never trained.
+    """
+    origin = jnp.asarray(learner.word.origin)
+    if not learner.recognizes:
+        return origin
+    return attribute_vectors(learner.begun, learner.filter, origin, learner.states, learner.weight)
+
+
+def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """``loss_fn`` of ``training.make_step``: the denoising loss of pairs, and that of the prior.
+
+    Of the learner it holds only what all references of a base and a config have in common; ``frozen`` is
+    that of ``frozen_of`` with ``begun``, of ``begun_of``.
+    """
+    pipeline, filter_ = learner.pipeline, learner.filter
+    schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
+    rows = config["batch_size"]
+
+    def loss_fn(
+        params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        vectors = attribute_vectors(params, filter_, frozen["origin"], batch["states"], batch["weight"])
+        clean = batch["latents"]
+        more = len(clean) - rows
+        vectors = jnp.pad(vectors, ((0, more), (0, 0), (0, 0)))
+        context = context_of(pipeline.text_encoder, frozen["text"], batch["ids"], batch["places"], vectors)
+        variables = {"params": join(params["unet"], frozen["unet"])}
+        if params["adapter"]:
+            variables["adapters"] = bind(params["adapter"])
+
+        def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
+            return pipeline.unet.module.apply(variables, noisy, t, context)
+
+        losses = denoising_losses(
+            schedule,
+            network,
+            clean,
+            key,
+            timesteps=config["timesteps"],
+            offset_noise=config["offset_noise"],
+            snr_gamma=config["snr_gamma"] or None,
+            mask=jnp.concatenate([batch["mask"], jnp.ones((more, *batch["mask"].shape[1:]))]),
+        )
+        loss = losses[:rows].mean()
+        metrics = {"pairs": loss}
+        if more:
+            metrics["prior"] = losses[rows:].mean()
+            loss = loss + config["prior"]["weight"] * metrics["prior"]
+        size = config["code_weight"] * jnp.mean((vectors[:rows] - frozen["begun"]) ** 2)
+        return loss + size, metrics
+
+    return loss_fn
+
+
+def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tuned: bool) -> Attribute:
+    """What a file keeps of trained parameters: the reference itself is what the filter then sees.
+
+    Args:
+        params: of filter, fusion and the UNet's part.
+        learner: what does not change.
+        config: of the run.
+        tuned: whether the UNet's part has changed; else it is left out.
+    """
+    vectors = attribute_vectors(
+        params, learner.filter, jnp.asarray(learner.word.origin), learner.states, learner.weight
+    )
+    weights = flatten_dict(params["unet"], sep="/")
+    adapter = flatten_dict(params["adapter"], sep="/")
+    keep = ("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens")
+    return Attribute(
+        attribute=config["attribute"],
+        word=learner.word.text,
+        initial=config["initial"],
+        base=learner.digest,
+        vectors=np.asarray(vectors[0]),
+        origin=learner.word.origin,
+        other=learner.other,
+        weights={name: np.asarray(leaf) for name, leaf in weights.items() if tuned},
+        adapter={name: np.asarray(leaf) for name, leaf in adapter.items() if tuned},
+        recipe={name: plain(config[name]) for name in keep}
+        | {"example": config["probe"]["prompts"][0].replace(HERE, learner.word.text)},
+    )

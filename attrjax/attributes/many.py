@@ -1,0 +1,244 @@
+"""A list of references, learned at once: what ``customize`` does with ``config.references``.
+
+The list is dealt out to the devices in turns of ``config.stack`` pictures each. The concepts of a turn are
+learned side by side (``stack``, ``phases``), and each leaves what a run of its own would.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from attrjax.attributes import stack
+from attrjax.attributes.batches import Tools, batches, make_tools, prior
+from attrjax.attributes.concepts import STACKS, Concept, check_references, read_list
+from attrjax.attributes.learner import (
+    Base,
+    Learner,
+    begun_of,
+    first_params,
+    frozen_of,
+    load_base,
+    loss_of,
+    make_learner,
+)
+from attrjax.attributes.list_report import save_card, write_list_report
+from attrjax.attributes.partition import describe
+from attrjax.attributes.phases import Turn, train_phases
+from attrjax.attributes.probing import (
+    Run,
+    ended,
+    finish,
+    last_probe,
+    look_first,
+    open_run,
+    pictures_before,
+    read_probes,
+)
+from attrjax.fit import STEPS, begin
+from attrjax.parallel.mesh import make_mesh
+from attrjax.runs import RECORD, check_run, plain, timed, write_record
+
+# What may differ in a list's run that goes on. Other devices, or other steps, would be other stacks.
+MAY_CHANGE = ("max_seconds", "log_every", "save_every", "cache_dir")
+
+
+class Workshop(NamedTuple):
+    """What all turns share.
+
+    Attributes:
+        config: of the list.
+        base: that is tuned.
+        mesh: of the devices.
+        most: rows of a device in the largest stack.
+        tools: of ``make_tools``.
+        step_of: from any learner to the train step, which is the same for all.
+        prior_of, before_of: from a concept's config to the base's own pictures. Like ``step_of``, they make
+            nothing twice.
+    """
+
+    config: Mapping[str, Any]
+    base: Base
+    mesh: Mesh
+    most: int
+    tools: Tools
+    step_of: Callable[[Learner], Callable]
+    prior_of: Callable[[Mapping[str, Any]], Any]
+    before_of: Callable[[Mapping[str, Any]], Any]
+
+
+def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
+    """Learn the config's attribute of every reference in ``config.references``, a JSON object in each line.
+
+    Args:
+        config: of ``configs/shape.py``; what a line says of its own is ``concepts.read_list``'s.
+        workdir: gets a directory for each reference with what a run of its own would leave, and
+            ``index.html``, which shows all. Of several processes each writes those of its devices.
+        resume: go on with what is there.
+
+    Raises:
+        ValueError, FileNotFoundError: the list or the base cannot be used; nothing was learned then.
+        FileExistsError: the run directory holds a run and ``resume`` is false.
+    """
+    started = time.monotonic()
+    mesh = make_mesh(**config["mesh"])
+    if mesh.shape["data"] * mesh.shape["fsdp"] > 1 or config["stack"] < 1:
+        raise ValueError(
+            "of a list each device learns pictures of its own: --config.mesh.concept=-1 --config.mesh.data=1 "
+            "--config.mesh.fsdp=1, and --config.stack, how many at once, from 1 on"
+        )
+    concepts = read_list(config)
+    base = load_base(config)
+    check_references(concepts, base)
+    # Like with like, so that the rows of a stack end together.
+    concepts.sort(key=lambda concept: -last_probe(concept.config))
+    told = {
+        **plain(config),
+        "concepts": [f"{concept.name}, {concept.config.steps} steps" for concept in concepts],
+        "devices": mesh.size,
+    }
+    check_run(
+        workdir, told, resume=resume, may_change=("max_seconds", "log_every", "save_every", "cache_dir")
+    )
+    directory, _ = begin(told, workdir, resume=True)
+    places = [directory / concept.name for concept in concepts]
+    made = [is_made(place) for place in places]
+    together("made")  # before one of the processes makes more
+
+    at_once = config["stack"] * mesh.size
+    most = min(config["stack"], -(-len(concepts) // mesh.size))
+    shop = open_shop(config, base, mesh, most)
+    for number, first in enumerate(range(0, len(concepts), at_once)):
+        turn = slice(first, first + at_once)
+        if all(made[turn]):
+            continue
+        logging.info("learning %s", ", ".join(concept.name for concept in concepts[turn]))
+        if not learn(shop, concepts[turn], directory, f"{STACKS}/{number}", started):
+            logging.info("the time is up: go on with --resume")
+            return
+    together("learned")
+    if jax.process_index() == 0:
+        seconds = round(time.monotonic() - started, 3)
+        results = write_list_report(directory, told, places, seconds)
+        write_record(directory, told, {"results": results})
+        logging.info("wrote %d attributes and %s", len(places), directory / "index.html")
+
+
+def open_shop(config: Mapping[str, Any], base: Base, mesh: Mesh, most: int) -> Workshop:
+    """What all turns share, made as it is needed."""
+    tools = make_tools(config, base.pipeline)
+
+    def step_of(learner: Learner) -> Callable:
+        return stack.make_stacked_step(
+            loss_of(config, learner), config["optimizer"], mesh, ema_decay=config["ema_decay"]
+        )
+
+    def prior_of(config: Mapping[str, Any]) -> Any:
+        return prior(config, base.pipeline, tools, jax.random.key(config["seed"]))
+
+    def before_of(config: Mapping[str, Any]) -> Any:
+        return pictures_before(config, base.pipeline)
+
+    return Workshop(
+        config,
+        base,
+        mesh,
+        most,
+        tools,
+        once(step_of, lambda learner: ""),
+        once(prior_of, lambda config: config["seed"]),
+        once(before_of, lambda config: config["probe"]["prompts"]),
+    )
+
+
+def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, started: float) -> bool:
+    """Learn a turn's concepts; false where the time was up before the end.
+
+    Args:
+        shop: what all turns share.
+        concepts: at most ``most`` for each device.
+        directory: of the list's run.
+        where: the turn's directory in it, for checkpoints.
+        started: when the run did, by ``time.monotonic``.
+    """
+    config, mesh = shop.config, shop.mesh
+    places = stack.local_places(mesh)
+    # A device that is dealt none repeats another's, to have something to do.
+    held = [list(range(place, len(concepts), mesh.size)) or [0] for place in range(mesh.size)]
+    local = sorted({i for place in places for i in held[place]})
+    learners = {i: make_learner(concepts[i].config, shop.base) for i in local}
+    runs: dict[int, Run] = {}
+    for i in (i for i in local if i % mesh.size in places):
+        own, place = concepts[i].config, directory / concepts[i].name
+        check_run(place, own, resume=True, may_change=MAY_CHANGE)
+        write_record(place, own)
+        timings: dict[str, float] = {}
+        with timed(timings, "before and after"):
+            before = shop.before_of(own)
+        runs[i] = open_run(own, shop.base, learners[i], place, before, timings)
+        look_first(runs[i], first_params(learners[i]))
+
+    together("looked")
+    probes = [read_probes(directory / concept.name) for concept in concepts]
+    ends = {i: ended(concepts[i].config, found) for i, found in enumerate(probes)}
+    together("read")  # before one of the processes measures more
+    rows = stack.rows_of(held, {i for i, end in ends.items() if end == 0}, shop.most)
+    if rows[0]:
+        batch_of, constants = {}, {}
+        for i, learner in learners.items():
+            own, root = concepts[i].config, jax.random.key(concepts[i].config.seed)
+            batch_of[i] = batches(own, learner, root, shop.tools, shop.prior_of(own))
+            key = jax.random.fold_in(root, STEPS)
+            constants[i] = stack.own_of(begun_of(learner), key, own.steps)
+        turn = Turn(
+            config=config,
+            mesh=mesh,
+            most=shop.most,
+            concepts=concepts,
+            runs=runs,
+            batch_of=batch_of,
+            own=constants,
+            ends=ends,
+            step_fn=shop.step_of(learner),
+            frozen=frozen_of(learner),
+            directory=directory / where,
+            deadline=started + config["max_seconds"] if config["max_seconds"] else None,
+        )
+        logging.info("each of %s", "\n".join(describe(learner.partition)))
+        first = [first_params(learners[i]) for place in places for i in rows[place]]
+        if not train_phases(turn, rows, first):
+            return False
+    for run in runs.values():
+        _, after = finish(run, started)
+        save_card(run.directory, run.learner.reference, after)
+    return True
+
+
+def is_made(place: Path) -> bool:
+    """Whether a concept's directory has all that it is to have."""
+    record = place / RECORD
+    return record.exists() and "results" in json.loads(record.read_text()) and (place / "index.html").exists()
+
+
+def together(where: str) -> None:
+    """Wait here for all processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def once(make: Callable[[Any], Any], key: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function that makes what it gives once for each key."""
+    made: dict[Any, Any] = {}
+
+    def give(of: Any) -> Any:
+        if key(of) not in made:
+            made[key(of)] = make(of)
+        return made[key(of)]
+
+    return give

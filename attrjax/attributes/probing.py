@@ -1,0 +1,187 @@
+"""Looking at what is being learned: pictures with it and without, their score, and the best step's file."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import Float, UInt8
+
+from attrjax.attributes import measure
+from attrjax.attributes.apply import apply_attributes
+from attrjax.attributes.learner import HERE, Base, Learner, foreground, to_attribute
+from attrjax.attributes.measure import Probe
+from attrjax.attributes.partition import describe
+from attrjax.attributes.report import write_report
+from attrjax.checkpoints.attribute import FILE_NAME, Attribute, load_attribute, save_attribute
+from attrjax.checkpoints.pipeline import Pipeline
+from attrjax.generate import Job, Settings, make_jobs, make_pictures
+from attrjax.runs import peak_memory, timed, write_record
+
+PROBES = "probes.jsonl"
+Pictures = UInt8[np.ndarray, "n h w 3"]
+
+
+class Run(NamedTuple):
+    """An attribute that is being learned, and what its pictures are compared with.
+
+    Attributes:
+        config: of the run.
+        learner: what does not change.
+        directory: of the run.
+        before: pictures of the untuned base, of ``pictures_before``.
+        similarity: of pictures to the reference.
+        unmoved: that of ``before``.
+        timings: seconds that parts took, {name: seconds}; more are added.
+    """
+
+    config: Mapping[str, Any]
+    learner: Learner
+    directory: Path
+    before: Pictures
+    similarity: measure.Similarity
+    unmoved: dict[str, Float[np.ndarray, " n"]]
+    timings: dict[str, float]
+
+
+def open_run(
+    config: Mapping[str, Any],
+    base: Base,
+    learner: Learner,
+    directory: Path,
+    before: Pictures,
+    timings: dict[str, float],
+) -> Run:
+    """A run that is compared by the judges, or on other bases than the bundled one by the image encoder."""
+    if config["base"]:
+        assert base.pipeline.image_encoder is not None
+        similarity = measure.encoded(
+            base.pipeline.image_encoder, learner.reference, lambda picture: foreground(base.judges, picture)
+        )
+    else:
+        similarity = measure.judged(base.judges, learner.reference)
+    return Run(config, learner, directory, before, similarity, similarity(before), timings)
+
+
+def pictures_before(config: Mapping[str, Any], pipeline: Pipeline) -> Pictures:
+    """Pictures of the untuned base, with the initial word in the place of the placeholder."""
+    return np.stack(list(make_pictures(pipeline, _jobs(config, config["initial"]), _settings(config))))
+
+
+def pictures_with(run: Run, attribute: Attribute) -> Pictures:
+    """The same with what was learned, from the same noise."""
+    learner = run.learner
+    tuned, adapters, stages = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
+    jobs = _jobs(run.config, learner.word.text)
+    made = make_pictures(tuned, jobs, _settings(run.config), adapters=adapters, stages=stages)
+    return np.stack(list(made))
+
+
+def look(run: Run, step: int, params: Any) -> bool:
+    """Measure a step, keep it if it is the best so far, and say whether it is the last (``ended``).
+
+    Args:
+        run: that is looked at.
+        step: how many updates were made.
+        params: after them.
+    """
+    config, directory = run.config, run.directory
+    with timed(run.timings, "probe, of that"):
+        attribute = to_attribute(jax.device_get(params), run.learner, config, tuned=step > 0)
+        moved = run.similarity(pictures_with(run, attribute))
+        found = measure.probe(config["attribute"], step, run.unmoved, moved)
+        # A run that goes on measures again what was measured after its checkpoint.
+        others = [one for one in read_probes(directory) if one.step != step]
+        if found.score > max((one.score for one in others), default=-np.inf):
+            save_attribute(directory, attribute)
+        with (directory / PROBES).open("a") as file:
+            file.write(json.dumps({**found._asdict(), "score": found.score}) + "\n")
+    logging.info(
+        "%s, step %d: gain %.3f, leakage %.3f, score %.3f",
+        *(directory.name, step, found.gain, found.leakage, found.score),
+    )
+    return ended(config, [*(one for one in others if one.step < step), found]) is not None
+
+
+def look_first(run: Run, params: Any) -> None:
+    """What a trained filter recognizes is the first candidate."""
+    if run.learner.recognizes and not any(one.step == 0 for one in read_probes(run.directory)):
+        look(run, 0, params)
+
+
+def read_probes(directory: Path) -> list[Probe]:
+    """What a run has measured, by step; of a step that was measured twice, the last."""
+    path = directory / PROBES
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = {line["step"]: Probe(**{name: line[name] for name in Probe._fields}) for line in lines}
+    return [found[step] for step in sorted(found)]
+
+
+def last_probe(config: Mapping[str, Any]) -> int:
+    """The last step that is measured. None behind it can be kept, so none is made."""
+    steps = config["steps"]
+    return steps - steps % config["probe"]["every"] if steps else 0
+
+
+def ended(config: Mapping[str, Any], probes: Sequence[Probe]) -> int | None:
+    """The step at which a run ends, None where it goes on behind all that was measured.
+
+    That is the last one that is measured, or the ``patience``-th in a row without a better score.
+
+    Args:
+        config: of the run.
+        probes: what was measured, by step.
+    """
+    best, since = -np.inf, 0
+    for one in probes:
+        since = 0 if one.score > best else since + 1
+        best = max(best, one.score)
+        if one.step >= last_probe(config) or (config["patience"] and since >= config["patience"]):
+            return one.step
+    return None
+
+
+def finish(run: Run, started: float) -> tuple[dict[str, Any], Pictures]:
+    """Write the run's record and page, and give its results and the pictures with what was learned.
+
+    Args:
+        run: that has ended.
+        started: when it did, by ``time.monotonic``.
+    """
+    config, learner, directory = run.config, run.learner, run.directory
+    probes = read_probes(directory)
+    best = max(probes, key=lambda one: one.score)
+    with timed(run.timings, "before and after"):
+        after = pictures_with(run, load_attribute(directory))
+    run.timings["all"] = round(time.monotonic() - started, 3)
+    size = (directory / FILE_NAME).stat().st_size
+    results = {
+        "chosen": best._asdict() | {"score": best.score},
+        "bytes": size,
+        "peak_memory": peak_memory(),
+        "timings": run.timings,
+        "mask": learner.reference.origin,
+        "tuned": describe(learner.partition) if best.step else ["tuned: nothing, the filter recognized it"],
+    }
+    write_record(directory, config, {"results": results})
+    jobs = [(job.prompt, job.seed) for job in _jobs(config, learner.word.text)]
+    write_report(directory, config, learner.reference, jobs, run.before, after, probes, results)
+    logging.info(
+        "the step with the best score is %d: gain %.3f, leakage %.3f; wrote %s (%.2f MB) and index.html",
+        *(best.step, best.gain, best.leakage, directory / FILE_NAME, size / 1e6),
+    )
+    return results, after
+
+
+def _jobs(config: Mapping[str, Any], word: str) -> list[Job]:
+    """The probe's prompts with a word in them, with each of its seeds."""
+    prompts = [prompt.replace(HERE, word) for prompt in config["probe"]["prompts"]]
+    return make_jobs(prompts, config["probe"]["seeds"])
+
+
+def _settings(config: Mapping[str, Any]) -> Settings:
+    return Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
