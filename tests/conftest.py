@@ -15,17 +15,29 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its UNet has two levels rather than four: it is compiled in half the time.
     """
+    return _write_base(tmp_path_factory, "small", ["CrossAttnDownBlock2D", "DownBlock2D"], [16, 32])
+
+
+@pytest.fixture(scope="session")
+def smallest_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one level."""
+    return _write_base(tmp_path_factory, "smallest", ["CrossAttnDownBlock2D"], [16])
+
+
+def _write_base(
+    tmp_path_factory: pytest.TempPathFactory, name: str, blocks: list[str], widths: list[int]
+) -> Path:
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     from attrjax.checkpoints.pipeline import Component, build_network, save_pipeline
     from tests.tiny import random_leaf, tiny_pipeline
 
-    directory = tmp_path_factory.mktemp("base") / "small"
+    directory = tmp_path_factory.mktemp("base") / name
     pipeline = tiny_pipeline(directory, "sd15")
     config = pipeline.unet.config | {
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "block_out_channels": [16, 32],
+        "down_block_types": blocks,
+        "up_block_types": [block.replace("Down", "Up") for block in reversed(blocks)],
+        "block_out_channels": widths,
         "layers_per_block": 1,
     }
     module, abstract = build_network("unet", config)

@@ -134,7 +134,7 @@ def _name_of(line: Mapping[str, Any], taken: Mapping[str, str]) -> str:
         if name in taken:
             raise ValueError(f"name={name!r} is that of {taken[name]} already: take another")
         return name
-    stem = slug(Path(line["reference"]).stem.replace("_", "-")) or "reference"
+    stem = slug(re.sub("[-_]+", " ", Path(line["reference"]).stem)) or "reference"
     free = (name for name in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 2))) if name not in taken)
     return next(free)
 

@@ -4,6 +4,7 @@ The list is dealt out to the devices in turns of ``config.stack`` pictures each.
 learned side by side (``stack``, ``phases``), and each leaves what a run of its own would.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -100,12 +101,10 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
     concepts.sort(key=lambda concept: -last_probe(concept.config))
     told = {
         **plain(config),
-        "concepts": [f"{concept.name}, {concept.config.steps} steps" for concept in concepts],
+        "concepts": f"{len(concepts)} references with the digest {digest_of(concepts)}",
         "devices": mesh.size,
     }
-    check_run(
-        workdir, told, resume=resume, may_change=("max_seconds", "log_every", "save_every", "cache_dir")
-    )
+    check_run(workdir, told, resume=resume, may_change=MAY_CHANGE)
     directory, _ = begin(told, workdir, resume=True)
     places = [directory / concept.name for concept in concepts]
     made = [is_made(place) for place in places]
@@ -205,12 +204,12 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
             batch_of=batch_of,
             own=constants,
             ends=ends,
-            step_fn=shop.step_of(learner),
-            frozen=frozen_of(learner),
+            step_fn=shop.step_of(learners[local[0]]),
+            frozen=frozen_of(learners[local[0]]),
             directory=directory / where,
             deadline=started + config["max_seconds"] if config["max_seconds"] else None,
         )
-        logging.info("each of %s", "\n".join(describe(learner.partition)))
+        logging.info("each of %s", "\n".join(describe(learners[local[0]].partition)))
         first = [first_params(learners[i]) for place in places for i in rows[place]]
         if not train_phases(turn, rows, first):
             return False
@@ -218,6 +217,15 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
         _, after = finish(run, started)
         save_card(run.directory, run.learner.reference, after)
     return True
+
+
+def digest_of(concepts: list[Concept]) -> str:
+    """A short digest of all that the lines of a list say, and what else may not change."""
+    said = [
+        (concept.name, {key: value for key, value in plain(concept.config).items() if key not in MAY_CHANGE})
+        for concept in concepts
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
 def is_made(place: Path) -> bool:

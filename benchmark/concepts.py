@@ -1,0 +1,164 @@
+"""How many references are learned in an hour, side by side and one at a time.
+
+python -m benchmark.concepts --out=runs/concepts --counts 1 2 4 8 16 --rules lora:4 train
+
+Times train steps of the recipe in configs/shape.py (or --attribute=appearance) with their batches, made and
+placed as training does it, and without the pictures by which steps are chosen: these are made for one
+reference after the other either way. "alone" is the step of a run of its own, one after the other; the others
+are stacks of so many references. A round times a few steps of each, and every second round goes backwards,
+so that a slow minute of the machine falls on all; medians of rounds, and the ratio to "alone" is the median
+of the rounds' own ratios. Compilation is a round of its own. Writes results.md and results.json to --out.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from attrjax.attributes import stack
+from attrjax.attributes.batches import batches, make_tools, prior
+from attrjax.attributes.learner import (
+    Base,
+    begun_of,
+    first_params,
+    frozen_of,
+    load_base,
+    loss_of,
+    make_learner,
+)
+from attrjax.fit import STEPS
+from attrjax.parallel.mesh import make_mesh, place_batch, place_state
+from attrjax.runs import versions, write_whole
+from attrjax.training import init_state, make_optimizer, make_step
+from configs import appearance, shape
+
+CONFIGS = {"shape": shape, "appearance": appearance}
+
+
+def timed_steps(config: ConfigDict, base: Base, counts: list[int]) -> dict[str, Callable[[int], float]]:
+    """Functions that make some steps and give the seconds that one took: ``alone``, and each count's."""
+    root, tools = jax.random.key(0), make_tools(config, base.pipeline)
+    learner = make_learner(config, base)
+    own_pictures = prior(config, base.pipeline, tools, root)
+    loss_fn, frozen, begun = loss_of(config, learner), frozen_of(learner), begun_of(learner)
+    batch_at = [
+        batches(config, learner, jax.random.fold_in(root, 100 + i), tools, own_pictures)
+        for i in range(max(counts))
+    ]
+
+    def runner(state: Any, step_fn: Callable, frozen: Any, make: Callable, key: Any) -> Callable:
+        kept, done = [state], [0]
+
+        def run(steps: int) -> float:
+            start = time.perf_counter()
+            for _ in range(steps):
+                kept[0], metrics = step_fn(kept[0], make(done[0]), key, frozen)
+                done[0] += 1
+            jax.block_until_ready((kept[0], metrics))
+            return (time.perf_counter() - start) / steps
+
+        return run
+
+    one = make_mesh(devices=jax.devices()[:1])
+    optimizer = make_optimizer(steps=config.steps, **config.optimizer)
+    state = init_state(first_params(learner), optimizer, one, ema=config.ema_decay > 0)
+    step_fn = make_step(loss_fn, optimizer, one, ema_decay=config.ema_decay)
+    placed = place_state(one, frozen | {"begun": begun})
+    made = {"alone": runner(state, step_fn, placed, lambda i: place_batch(one, batch_at[0](i)), root)}
+
+    mesh = make_mesh(concept=-1, data=1)
+    placed = place_state(mesh, frozen)
+    step_fn = stack.make_stacked_step(loss_fn, config.optimizer, mesh, ema_decay=config.ema_decay)
+    constants = stack.own_of(begun, jax.random.fold_in(root, STEPS), config.steps)
+    for count in counts:
+        state = stack.first_stack(
+            [first_params(learner)] * count, config.optimizer, mesh, ema=config.ema_decay > 0
+        )
+
+        def make(i: int, count: int = count) -> Any:
+            rows = [{**constants, "pairs": batch_at[row](i)} for row in range(count)]
+            return place_batch(mesh, stack.stacked(rows))
+
+        made[str(count)] = runner(state, step_fn, placed, make, None)
+    return made
+
+
+def measure(config: ConfigDict, base: Base, counts: list[int], steps: int, rounds: int) -> dict[str, Any]:
+    """Seconds of a step by round, and of the first one, of everything that is compared."""
+    runs = timed_steps(config, base, counts)
+    first = {name: run(1) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds):
+        for name in list(runs) if number % 2 == 0 else reversed(list(runs)):
+            seconds[name].append(runs[name](steps))
+    return {"first": first, "seconds": seconds}
+
+
+def table(found: dict[str, Any], steps: int) -> str:
+    """The results of one rule in markdown."""
+    lines = [
+        "| learned at once | step, s | references per hour | against alone | first step, s |",
+        "|---|---|---|---|---|",
+    ]
+    alone = found["seconds"]["alone"]
+    for name, seconds in found["seconds"].items():
+        count = 1 if name == "alone" else int(name)
+        middle = statistics.median(seconds)
+        ratio = statistics.median(count * a / s for a, s in zip(alone, seconds, strict=True))
+        rate = 3600 * count / (middle * steps)
+        lines.append(f"| {name} | {middle:.3f} | {rate:.1f} | {ratio:.2f}x | {found['first'][name]:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--attribute", choices=list(CONFIGS), default="shape")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rules", nargs="+", default=["lora:4"], help="train, lora:RANK, offset:RANK")
+    parser.add_argument("--partition", default="", help="the recipe's where not given")
+    parser.add_argument("--base", default="", help="the bundled one where not given")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--prior_rows", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5, help="of each in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    devices = jax.device_count()
+    if any(count < 1 or count % devices for count in given.counts):
+        parser.error(f"--counts {given.counts}: each must be a multiple of the {devices} devices")
+    logging.set_verbosity(logging.WARNING)
+
+    config = CONFIGS[given.attribute].get_config()
+    config.update({"base": given.base, "batch_size": given.batch_size})
+    config.prior.rows = given.prior_rows
+    config.partition = given.partition or config.partition
+    base = load_base(config)
+    facts = (
+        f"{given.attribute}, partition {config.partition}, {given.batch_size} pairs and {given.prior_rows} "
+        f"rows of the base's own for each reference, {config.steps} steps, on {versions()['device']}, "
+        f"jax {versions()['jax']}"
+    )
+    text, results = f"# References per hour\n\n{facts}. Train steps alone, without probes.\n", {}
+    for rule in given.rules:
+        config.rule = rule
+        results[rule] = measure(config, base, given.counts, given.steps, given.rounds)
+        text += f"\n## {rule}\n\n{table(results[rule], config.steps)}\n"
+    write_whole(
+        given.out / "results.json", (json.dumps({"facts": facts, **results}, indent=2) + "\n").encode()
+    )
+    write_whole(given.out / "results.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
