@@ -31,9 +31,9 @@ LINES = [
 
 def recipe(base, reference, **changes):
     """Low-rank factors, of which the second step alone is measured."""
-    config = small(
-        shape.get_config(), base, reference, rule="lora:2", partition="encoder_attention", **changes
-    )
+    config = small(shape.get_config(), base, reference, **changes)
+    config.update({"rule": "lora:2", "partition": "encoder_attention"})
+    config.update({"pairs": "whole", "filter": "mlp"})  # which are compiled soonest
     config.probe.every = 2
     # Adam divides gradients that are 0 but for rounding by their own size: with this eps it does not.
     config.optimizer.eps = 1e-3

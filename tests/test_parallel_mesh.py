@@ -74,7 +74,16 @@ def test_eight_devices_train_as_one_does(tmp_path):
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"data": 3}, {"fsdp": 5}, {"data": 0}, {"data": -1, "fsdp": -1}, {"data": -2}, {"data": 2, "fsdp": 7}],
+    [
+        {"data": 3},
+        {"fsdp": 5},
+        {"data": 0},
+        {"data": -1, "fsdp": -1},
+        {"data": -2},
+        {"data": 2, "fsdp": 7},
+        {"concept": 3},
+        {"concept": -1},  # data is -1 where it is not given
+    ],
 )
 def test_sizes_that_do_not_fit_are_one_clear_line(sizes):
     with pytest.raises(ValueError, match="data|fsdp") as error:
@@ -85,5 +94,6 @@ def test_sizes_that_do_not_fit_are_one_clear_line(sizes):
 def test_small_and_odd_leaves_are_copied():
     mesh = make_mesh(devices=jax.devices()[:1])
     assert mesh.shape == {"concept": 1, "data": 1, "fsdp": 1}
+    assert make_mesh(concept=-1, data=1, devices=jax.devices()[:1]).shape == mesh.shape
     specs = jax.tree.map(lambda s: s.spec, shard_state(mesh, {"a": np.zeros((300, 300)), "b": np.zeros(3)}))
     assert specs == {"a": PartitionSpec(), "b": PartitionSpec()}

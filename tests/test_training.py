@@ -224,6 +224,12 @@ def test_callbacks(tmp_path):
     assert open_checkpoints(tmp_path / "checkpoints").all_steps() == [5, 10]
 
 
+def test_what_is_found_may_end_it(tmp_path):
+    result = run(tmp_path, steps=20, every=(4, lambda step, state: step == 8))
+    assert result.finished and (result.step, int(result.state.step)) == (8, 8)
+    assert open_checkpoints(tmp_path / "checkpoints").latest_step() == 8
+
+
 def one_device_step(loss, optimizer, params, **options):
     mesh = make_mesh(devices=jax.devices()[:1])
     return init_state(params, optimizer, mesh, ema=True), make_step(loss, optimizer, mesh, **options)
