@@ -21,6 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.initial = "stone wood metal"  # the mean of these words
     config.filter = "appearance"
     config.partition = "decoder_attention"
+    config.sampling_timesteps = (0, 700)  # the base lays out the form before
     config.steps = 75
     config.optimizer.learning_rate = 2e-4
     config.probe.prompts = (

@@ -51,7 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # decides.
     config.partition = "full"  # docs/attributes.md has what the encoder alone does on the bundled base
     config.rule = "train"
-    config.timesteps = (0, 1000)
+    config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
+    config.sampling_timesteps = (300, 1000)  # at which what was tuned acts in sampling: form comes first
 
     # How it is learned.
     config.pairs = "destroyed"  # what is shown has lost the other attribute; whole: the reference as it is

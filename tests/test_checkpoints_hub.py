@@ -37,6 +37,7 @@ REMOTE = [
     "tokenizer/merges.txt",
     "scheduler/scheduler_config.json",
     "safety_checker/model.safetensors",
+    "filters/shape.safetensors",
 ]
 INDEX = (
     '{"unet": ["diffusers", "A"], "vae": ["diffusers", "B"], "text_encoder": ["transformers", "C"], "_x": 1}'
@@ -70,13 +71,14 @@ SMALL = {name for name in REMOTE if name.endswith((".json", ".txt"))}
 def test_what_is_fetched(hub):
     assert find_base("org/base") == hub
     shards = {f"text_encoder/model-0000{i}-of-00002.safetensors" for i in (1, 2)}
-    assert fetched(hub) == SMALL | shards | {f"unet/{STEM}.safetensors", f"vae/{STEM}.safetensors"}
+    weights = {f"unet/{STEM}.safetensors", f"vae/{STEM}.safetensors", "filters/shape.safetensors"}
+    assert fetched(hub) == SMALL | shards | weights
 
 
 def test_a_variant_is_fetched_where_there_is_one(hub):
     assert download("org/base", "fp16") == hub
     variant = {f"unet/{STEM}.fp16.safetensors", "text_encoder/model.fp16-00001-of-00001.safetensors"}
-    assert fetched(hub) == SMALL | variant | {f"vae/{STEM}.safetensors"}
+    assert fetched(hub) == SMALL | variant | {f"vae/{STEM}.safetensors", "filters/shape.safetensors"}
 
 
 def test_a_folder_goes_before_the_hub(tmp_path, monkeypatch):

@@ -278,7 +278,10 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
     )
     weights = flatten_dict(params["unet"], sep="/")
     adapter = flatten_dict(params["adapter"], sep="/")
-    keep = ("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens")
+    keep = (
+        *("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens"),
+        "sampling_timesteps",
+    )
     return Attribute(
         attribute=config["attribute"],
         word=learner.word.text,

@@ -61,6 +61,8 @@ def download(hub_id: str, variant: str | None = None) -> Path:
     import huggingface_hub
 
     notes = ["model_index.json"] + [f"{folder}/*.{kind}" for folder in FOLDERS for kind in ("json", "txt")]
+    # What recognizes an attribute has no variants, and comes with either.
+    notes.append("filters/*.safetensors")
     plain = [f"{folder}/*.safetensors" for folder in WEIGHT_FOLDERS]
     of_variant = [
         f"{folder}/*.{variant}{end}"
