@@ -3,7 +3,7 @@
 python -m benchmark.scale_plan --topology=v5e-256 --family=sd15 --task=concepts
 
 The real train step of a published Stable Diffusion is compiled at full size for the topology's devices;
-nothing is allocated and nothing runs. Where ``libtpu`` is installed (``pip install -e ".[plan]"``) a TPU
+nothing is allocated and nothing runs. Where ``libtpu`` is installed (``pip install -e ".[tpu]"``) a TPU
 topology is compiled by the TPU's own compiler, which needs no TPU; otherwise, and for GPUs, by XLA for as
 many virtual CPU devices. There the memory of intermediates is another compiler's, which widens bfloat16.
 
