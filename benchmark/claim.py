@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from attrjax.attributes.customize import read_probes
+from attrjax.attributes.probing import read_probes
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.judges import load_judges
 from attrjax.checkpoints.attribute import OTHER, weights_digest

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
+from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 from attrjax.attrworld.batches import DATA, INIT, rendered
@@ -28,7 +29,7 @@ from attrjax.generate import Settings, generate
 from attrjax.models.vae import scale_latents
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_whole
-from attrjax.training import TrainState
+from attrjax.training import LossFn, TrainState
 
 ENCODED = 64  # pictures at a time
 # What is sampled while it trains: seen words, in combinations that are rare or absent.
@@ -59,7 +60,6 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     text = load_component(config["text_encoder"], "text_encoder")
     tokenizer = load_tokenizer(Path(config["tokenizer"]))
     network, scheduler = plain(config["network"]), plain(config["scheduler"])
-    schedule = schedule_from_config(scheduler, sampler_for(scheduler))
     module, _ = build_network("unet", network)
     factor = vae.config["scaling_factor"]
 
@@ -78,20 +78,6 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
 
     if config["chunk"] % ENCODED:
         raise ValueError(f"chunk={config['chunk']} must be a multiple of {ENCODED}")
-
-    def loss_fn(
-        params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        encoded: Any = text.module.apply({"params": frozen}, batch["tokens"])
-        context = jax.lax.stop_gradient(encoded.last_hidden_state)
-
-        def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
-            return module.apply({"params": params}, noisy, t, context)
-
-        losses = denoising_losses(
-            schedule, network, batch["latents"], key, snr_gamma=config["snr_gamma"] or None
-        )
-        return jnp.mean(losses), {}
 
     def show(step: int, state: TrainState) -> None:
         so_far = Component(module, jax.device_get(state.ema), network)
@@ -120,12 +106,41 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         tokenizer,
         **{name: config[name] for name in ("batch_size", "chunk", "chunks", "reuse", "empty")},
     )
+    loss_fn = loss_of(module, text.module, scheduler, snr_gamma=config["snr_gamma"] or None)
     params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"])
     every = (config["save_every"], show)
     trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=text.params, every=every)
     if trained is not None:
         save_component(directory / "unet", "unet", Component(module, trained, network))
         logging.info("wrote %s", directory / "unet")
+
+
+def loss_of(
+    unet: nn.Module, text: nn.Module, scheduler: Mapping[str, Any], *, snr_gamma: float | None
+) -> LossFn:
+    """``loss_fn`` of ``training.make_step``: the denoising loss of a UNet; ``frozen`` is the text encoder's.
+
+    Args:
+        unet: the network that is trained.
+        text: the text encoder.
+        scheduler: ``scheduler_config.json``.
+        snr_gamma: of min-SNR weights; None for none.
+    """
+    schedule = schedule_from_config(scheduler, sampler_for(scheduler))
+
+    def loss_fn(
+        params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        encoded: Any = text.apply({"params": frozen}, batch["tokens"])
+        context = jax.lax.stop_gradient(encoded.last_hidden_state)
+
+        def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
+            return unet.apply({"params": params}, noisy, t, context)
+
+        losses = denoising_losses(schedule, network, batch["latents"], key, snr_gamma=snr_gamma)
+        return jnp.mean(losses), {}
+
+    return loss_fn
 
 
 def _initial(module: Any, network: Mapping[str, Any], key: Key[Array, ""], init_from: str) -> Any:

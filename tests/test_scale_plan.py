@@ -1,0 +1,97 @@
+"""The plan for a pod: its arithmetic, and real steps compiled for virtual devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmark.scale_table import (
+    TOPOLOGIES,
+    Plan,
+    as_markdown,
+    collectives_of,
+    references_per_hour,
+    step_seconds,
+)
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+ENTRY main {
+  %a = f32[8,16]{1,0} parameter(0)
+  %r = f32[8,16]{1,0} all-reduce(f32[8,16]{1,0} %a), replica_groups={}
+  %g = (bf16[4,4]{1,0}, bf16[16,4]{1,0}) all-gather-start(bf16[4,4]{1,0} %b), dimensions={0}
+  %d = bf16[16,4]{1,0} all-gather-done((bf16[4,4]{1,0}, bf16[16,4]{1,0}) %g)
+  %t = (f32[2]{0}, f32[3]{0}) all-to-all(f32[2]{0} %c, f32[3]{0} %e)
+  ROOT %p = pred[5]{0} collective-permute(pred[5]{0} %f), source_target_pairs={{0,1}}
+}
+"""
+
+
+def test_collectives_are_counted_once_with_the_bytes_of_their_results():
+    assert collectives_of(PROGRAM) == {
+        "all-reduce": (1, 8 * 16 * 4),
+        "all-gather": (1, 16 * 4 * 2),
+        "all-to-all": (1, (2 + 3) * 4),
+        "collective-permute": (1, 5),
+    }
+    assert collectives_of("%x = f32[2]{0} add(f32[2]{0} %all-reduce.1, f32[2]{0} %y)") == {}
+
+
+def test_time_and_rate_follow_from_operations_peak_and_utilization():
+    # 40 T operations on a device of 200 T a second, half of it used: 0.4 s.
+    assert step_seconds(40e12, 200e12, 0.5) == pytest.approx(0.4)
+    # 256 at once, 100 steps of 0.4 s: 40 s for 256 references.
+    assert references_per_hour(256, 100, 0.4) == pytest.approx(256 * 90)
+
+
+def test_the_table_adds_up():
+    plan = Plan({"frozen": 6 * 2**30, "moments": 2**30}, 3 * 2**30, {"all-reduce": (2, 5_000_000)}, 1e12, "X")
+    given = SimpleNamespace(
+        **{"topology": "v5e-256", "family": "sd15", "size": 512, "batch": 4, "task": "concepts"},
+        **{"rule": "lora:4", "partition": "full", "stack": 2, "steps": 100, "mfu": 0.5},
+    )
+    table = as_markdown(plan, TOPOLOGIES["v5e-256"], given)
+    assert "| all, of 16.00 GiB | 10.00 GiB (62 %) |" in table
+    assert "| all-reduce, of a step | 2, 5.0 MB |" in table
+    seconds = 1e12 / (0.5 * 197e12)
+    assert f"| references in an hour, 100 steps each | {3600 * 512 / (100 * seconds):,.0f} |" in table
+
+
+def planned(tmp_path, *arguments):
+    """What the command plans for virtual devices."""
+    file = tmp_path / "plan.json"
+    made = subprocess.run(
+        [sys.executable, "-m", "benchmark.scale_plan", "--topology=v5e-4", "--virtual", "--family=small"]
+        + ["--size=64", "--batch=2", f"--json={file}", *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("JAX_")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
+    return json.loads(file.read_text()), made.stdout
+
+
+def test_concepts_are_learned_without_a_word_between_devices(tmp_path):
+    plan, table = planned(tmp_path, "--task=concepts", "--stack=2", "--rule=lora:2")
+    assert plan["collectives"] == {} and "| collectives, of a step | none |" in table
+    # Adam keeps two numbers for each that is tuned, and the base is held once, however many learn on it.
+    assert plan["held"]["moments"] == pytest.approx(2 * plan["held"]["tuned parameters"], rel=0.01)
+    alone, _ = planned(tmp_path, "--task=concepts", "--stack=1", "--rule=lora:2")
+    assert plan["held"]["frozen UNet"] == alone["held"]["frozen UNet"]
+    assert plan["held"]["tuned parameters"] == 2 * alone["held"]["tuned parameters"]
+    assert plan["flops"] == pytest.approx(2 * alone["flops"], rel=0.2)
+
+
+def test_a_divided_base_holds_a_part_and_gathers_the_rest(tmp_path):
+    whole, _ = planned(tmp_path, "--task=base")
+    divided, _ = planned(tmp_path, "--task=base", "--fsdp=4")
+    assert divided["held"]["parameters"] < 0.3 * whole["held"]["parameters"]
+    assert set(whole["collectives"]) == {"all-reduce"}
+    assert whole["collectives"]["all-reduce"][1] >= whole["held"]["parameters"]  # gradients of all
+    assert divided["collectives"]["all-gather"][1] > 0
