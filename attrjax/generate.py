@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, UInt8
 
 from attrjax.checkpoints.pipeline import Pipeline
@@ -27,6 +26,7 @@ from attrjax.diffusion.samplers import SAMPLERS
 from attrjax.diffusion.schedule import Schedule, sampler_for, schedule_from_config
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.models.convolution import prepare
+from attrjax.models.stages import Stage, at_timestep, stacked
 from attrjax.models.vae import scale_latents, tiled_decode, unscale_latents
 
 # What a seed's key is folded with, so that no two uses of a seed share random numbers.
@@ -60,20 +60,6 @@ class Settings(NamedTuple):
     width: int = 0
     strength: float = 0.8
     batch_size: int = 1
-
-
-class Stage(NamedTuple):
-    """Weights of the UNet for a range of timesteps: those below the stage before it, down to ``low``.
-
-    Attributes:
-        low: the lowest timestep that has them.
-        params: the UNet's parameters.
-        adapters: bound low-rank changes of them; empty for none.
-    """
-
-    low: int
-    params: dict[str, Any]
-    adapters: dict[str, Any]
 
 
 class Job(NamedTuple):
@@ -186,8 +172,7 @@ def make_pictures(
     }
     if not stages:
         stages = [Stage(0, pipeline.unet.params, (adapters or {}).get("unet", {}))]
-    variables, staged = _stacked(stages)
-    lows = np.asarray([stage.low for stage in stages[:-1]], np.int32)
+    variables, staged, lows = stacked(stages)
     stochastic = is_stochastic(sampler, settings.eta)
     for first in range(0, len(jobs), settings.batch_size):
         batch = list(jobs[first : first + settings.batch_size])
@@ -339,15 +324,6 @@ def latent_scale(pipeline: Pipeline) -> tuple[float, float | None]:
     return pipeline.vae.config.get("scaling_factor", 0.18215), pipeline.vae.config.get("shift_factor")
 
 
-def _stacked(stages: Sequence[Stage]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables that all stages share, and those that they do not, one behind the other."""
-    flat = [flatten_dict({"params": stage.params, "adapters": stage.adapters}) for stage in stages]
-    one = {path for path, leaf in flat[0].items() if all(other[path] is leaf for other in flat)}
-    same = {path: flat[0][path] for path in one}
-    differ = {path: jnp.stack([leaves[path] for leaves in flat]) for path in flat[0] if path not in one}
-    return unflatten_dict(same), unflatten_dict(differ)
-
-
 _STATIC = ("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "rescale", "on_step")
 
 
@@ -384,12 +360,9 @@ def _denoise(
         variables = variables | {"winograd": prepare(variables.get("params", {}))}
         if "params" in staged:
             staged = staged | {"winograd": jax.vmap(prepare)(staged["params"])}
-    shared, differ = flatten_dict(variables), flatten_dict(staged)
 
     def denoise(x, t, i):
-        stage = (t < lows).sum()
-        now = unflatten_dict(shared | {path: leaf[stage] for path, leaf in differ.items()})
-        return unet.apply(now, x, t, context, added_cond=added)
+        return unet.apply(at_timestep(t, variables, staged, lows), x, t, context, added_cond=added)
 
     if guided:
         denoise = classifier_free(denoise, guidance, rescale)

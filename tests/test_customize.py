@@ -3,12 +3,16 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from attrjax.attributes.customize import customize, read_probes
+from attrjax.attributes.customize import customize
+from attrjax.attributes.learner import first_params, frozen_of, load_base, make_learner
+from attrjax.attributes.probing import read_probes
 from attrjax.checkpoints.attribute import load_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.sample import sample
@@ -90,11 +94,20 @@ def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
 
 
 def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, reference, tmp_path):
-    config = small(appearance.get_config(), small_base, reference, rule="lora:2")
+    config = small(appearance.get_config(), small_base, reference, rule="lora:2", dtype="bfloat16")
     customize(config, str(tmp_path / "appearance"))
     attribute = load_attribute(tmp_path / "appearance")
     assert not attribute.weights and attribute.adapter
     assert all(path.startswith("up_blocks_") for path in attribute.adapter)
+    assert any(np.abs(leaf).max() > 0 for path, leaf in attribute.adapter.items() if "lora_up" in path)
+
+
+def test_what_is_only_read_is_held_in_the_type_of_the_networks(small_base, reference):
+    config = small(appearance.get_config(), small_base, reference, dtype="bfloat16")
+    learner = make_learner(config, load_base(config))
+    frozen = frozen_of(learner)
+    assert {leaf.dtype for leaf in jax.tree.leaves([frozen["unet"], frozen["text"]])} == {jnp.bfloat16}
+    assert {leaf.dtype for leaf in jax.tree.leaves(first_params(learner))} == {np.dtype("float32")}
 
 
 def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(small_base, reference, tmp_path):
@@ -119,6 +132,7 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
         ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),
         ({"probe": {"every": 3}}, "at most steps=2"),
         ({"mask": "nowhere.png"}, "nowhere.png"),
+        ({"dtype": "float16"}, "must be one of float32, bfloat16"),
         ({"pairs": "half"}, "must be one of destroyed, whole"),
         ({"steps": 0}, "has no filter that recognizes the shape"),
         ({"filter_weights": "nowhere.safetensors"}, "nowhere.safetensors"),

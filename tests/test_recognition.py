@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from attrjax.attributes.amortized import filters
-from attrjax.attributes.customize import customize, read_probes
+from attrjax.attributes.customize import customize
+from attrjax.attributes.probing import read_probes
 from attrjax.attrworld.scenes import unseen
 from attrjax.attrworld.sharing import draw_sharing
 from attrjax.checkpoints.attribute import load_attribute

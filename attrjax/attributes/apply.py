@@ -9,8 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from attrjax.checkpoints.attribute import OTHER, Attribute
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.checkpoints.textual_inversion import with_words
-from attrjax.generate import Stage
 from attrjax.models.adapters import bind, combine
+from attrjax.models.stages import Stage
 
 MAX_TIMESTEP = 1000  # above the highest timestep of Stable Diffusion's schedules
 

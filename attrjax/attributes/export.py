@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import unflatten_dict
 
-from attrjax.attributes.apply import apply_attributes
+from attrjax.attributes.apply import MAX_TIMESTEP, apply_attributes, sampling_timesteps
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
@@ -63,12 +63,21 @@ def export(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
 def _save_base(config: Mapping[str, Any], pairs: list[tuple[Attribute, float]], path: Path) -> Path:
     variant = config["variant"] or None
     base = find_base(base_or_bundled(config["base"]), variant)
-    pipeline, adapters = apply_attributes(
+    # A directory has one set of weights: what was tuned acts at all timesteps there.
+    pipeline, adapters, _ = apply_attributes(
         load_pipeline(base, variant=variant),
         pairs,
         digest=weights_digest(base, variant),
+        timesteps=[(0, MAX_TIMESTEP)] * len(pairs),
         force=config["force"],
     )
+    limited = [one.word for one, _ in pairs if sampling_timesteps(one) != (0, MAX_TIMESTEP)]
+    if limited:
+        logging.info(
+            "in the exported directory %s acts at all timesteps, as in samples with "
+            "--config.attribute_timesteps of (0, %d)",
+            *(", ".join(limited), MAX_TIMESTEP),
+        )
     if adapters:
         unet = pipeline.unet
         pipeline = pipeline._replace(unet=unet._replace(params=merge(unet.params, adapters["unet"])))

@@ -39,6 +39,8 @@ from attrjax.training import make_optimizer
 DATA, PRIOR, INIT = range(3)
 # What pairs show: the attribute with the other one destroyed, or the reference as it is.
 PAIRS = ("destroyed", "whole")
+# float16's gradients would need a scaled loss.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 HERE = "{}"  # where a probe's prompt has the placeholder
 
 
@@ -100,6 +102,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"probe.every={config['probe']['every']} must be at least 1 and at most steps={config['steps']}: "
             "what is measured decides which step is kept"
         )
+    if config["dtype"] not in DTYPES:
+        raise ValueError(f"dtype={config['dtype']!r} must be one of {', '.join(DTYPES)}")
     if config["steps"]:
         make_optimizer(steps=config["steps"], **config["optimizer"])
     if config["patience"] < 0:
@@ -119,7 +123,7 @@ def load_base(config: Mapping[str, Any]) -> Base:
     """
     variant = config["variant"] or None
     path = find_base(base_or_bundled(config["base"]), variant)
-    pipeline = load_pipeline(path, variant=variant)
+    pipeline = load_pipeline(path, variant=variant, dtype=DTYPES[config["dtype"]])
     if pipeline.image_encoder is None:
         raise ValueError(
             f"{path} has no image_encoder, which the reference is seen with: add a CLIP vision tower"
@@ -200,10 +204,18 @@ def first_params(learner: Learner) -> dict[str, Any]:
 
 
 def frozen_of(learner: Learner) -> dict[str, Any]:
-    """What the loss uses and does not train, the same for all references of a base and a config."""
+    """What the loss uses and does not train, the same for all references of a base and a config.
+
+    It is in the type that the networks compute in, for it is only read; what is tuned stays float32.
+    """
+    dtype = learner.pipeline.unet.module.dtype
+
+    def read_only(tree: Any) -> Any:
+        return tree if dtype == jnp.float32 else jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
     return {
-        "unet": learner.partition.frozen,
-        "text": learner.pipeline.text_encoder.params,
+        "unet": read_only(learner.partition.frozen),
+        "text": read_only(learner.pipeline.text_encoder.params),
         "origin": jnp.asarray(learner.word.origin),
     }
 
