@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test parity lint format clean
+.PHONY: help demo test parity guarantees lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ test: $(VENV)/.test  ## set up a virtual environment, run the tests
 
 parity: $(VENV)/.test $(VENV)/.parity  ## add torch and diffusers, check parity with them
 	$(VENV)/bin/python -m pytest -n 2 -q tests/live
+
+guarantees: $(VENV)/.test  ## kill it, fill its disk, damage its files: minutes
+	$(VENV)/bin/python -m pytest -q tests/guarantees
 
 lint: $(VENV)/.dev  ## style and types
 	$(VENV)/bin/ruff check .

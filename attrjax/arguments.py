@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 # What `--config=configs/NAME.py:base=PRESET` stands for. Sizes and guidance are those that the models were
 # made for; height and width 0 leave the size to the base's own config.
 BASES = {
-    "": {"base": "", "guidance": 7.5, "height": 0, "width": 0},
+    "": {"base": "", "guidance": 0.0, "height": 0, "width": 0},
     "sd15": {
         "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "guidance": 7.5,

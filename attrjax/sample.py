@@ -141,8 +141,13 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
 
 
 def make_settings(config: Mapping[str, Any]) -> Settings:
-    """The config's settings; batch_size 0 becomes what the device is best kept busy with."""
+    """The config's settings, where batch_size 0 becomes what keeps the device busy, and guidance 0 what suits
+    the base.
+    """
     settings = Settings(**{name: config[name] for name in Settings._fields})
+    if not settings.guidance:
+        # The bundled base was measured at 4; more makes its pictures grainy.
+        settings = settings._replace(guidance=7.5 if config["base"] else 4.0)
     if settings.batch_size < 0:
         raise ValueError(f"batch_size={settings.batch_size} must be 1 or more, or 0 to choose it")
     return settings._replace(batch_size=settings.batch_size or (1 if jax.default_backend() == "cpu" else 4))

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from attrjax.arguments import base_preset, parse_arg
+from attrjax.sample import make_settings
+from configs import sample
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,7 +98,7 @@ def test_resume_keeps_what_is_there_and_makes_what_is_missing(flags, tmp_path):
     assert (samples / "a-cat-1.png").read_bytes() == made
     assert (samples / "a-cat-2.png").exists()
     other = attrjax(*arguments, "--config.seeds=(0, 1)", "--config.guidance=2.0", "--resume")
-    assert refused(other, "guidance was 7.5, is 2.0")
+    assert refused(other, "guidance was 0.0, is 2.0")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,16 @@ def test_config_arguments_are_typed():
         parse_arg("count=many", count=1)
     with pytest.raises(ValueError, match="fast='perhaps' should be of type bool"):
         parse_arg("fast=perhaps", fast=False)
+
+
+def test_guidance_suits_the_base():
+    config = sample.get_config()
+    assert make_settings(config).guidance == 4.0
+    config.base = "DIR"
+    assert make_settings(config).guidance == 7.5
+    assert make_settings(sample.get_config("base=sdxl")).guidance == 5.0
+    config.guidance = 1.0
+    assert make_settings(config).guidance == 1.0
 
 
 def test_presets_know_their_size():
