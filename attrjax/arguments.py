@@ -82,6 +82,8 @@ def one_line(error: Exception) -> str:
     five lines, and give an unknown key as an AttributeError with the quoted key and the nearest known one.
     """
     text = str(error.args[0] if error.args else error)
+    if "No space left" in str(error):
+        return "the disk is full: make room and give the same command with --resume; what was saved is whole"
     if isinstance(error, AttributeError | KeyError) and (key := re.match(r"""[\\"']+(\w+)[\\"']+""", text)):
         near = re.search(r'Did you mean "(\w+)"', text)
         return f"the config has no key {key[1]!r}" + (f"; did you mean {near[1]!r}?" if near else "")

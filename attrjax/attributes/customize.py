@@ -10,8 +10,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from absl import logging
-from jaxtyping import Array, Key
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Key, Shaped
 
 from attrjax.attributes.batches import batches, make_tools, prior
 from attrjax.attributes.learner import (
@@ -70,10 +73,12 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         before = pictures_before(config, base.pipeline)
     run = open_run(config, base, learner, directory, before, timings)
     with timed(timings, "train and probe"):
-        look_first(run, first_params(learner))
+        if jax.process_index() == 0:
+            look_first(run, first_params(learner))
         if config["steps"] and not _tune(run, root):
             return
-    finish(run, started)
+    if jax.process_index() == 0:
+        finish(run, started)
 
 
 def _tune(run: Run, root: Key[Array, ""]) -> bool:
@@ -83,18 +88,47 @@ def _tune(run: Run, root: Key[Array, ""]) -> bool:
         tools = make_tools(config, learner.pipeline)
         own = prior(config, learner.pipeline, tools, root)
 
-    def look_at(step: int, state: TrainState) -> bool:
-        return look(run, step, state.params)
+    several, first = jax.process_count() > 1, jax.process_index() == 0
+    batch_of = batches(config, learner, root, tools, own)
 
+    def look_at(step: int, state: TrainState) -> bool:
+        # The first process looks and writes, and the others do as it says.
+        params = multihost_utils.process_allgather(state.params, tiled=True) if several else state.params
+        enough = look(run, step, params) if first else False
+        return bool(multihost_utils.broadcast_one_to_all(np.array(enough))) if several else enough
+
+    def batch_at(step: int) -> Any:
+        # Every process draws the same batch, whatever their number, and contributes its part of the rows.
+        return jax.tree.map(own_rows, batch_of(step)) if several else batch_of(step)
+
+    until = ended(config, read_probes(run.directory)) or 0
+    if several:
+        until = int(multihost_utils.broadcast_one_to_all(np.array(until)))
     trained = fit(
         config,
         run.directory,
         root,
         first_params(learner),
         loss_of(config, learner),
-        batches(config, learner, root, tools, own),
+        batch_at,
         frozen=frozen_of(learner) | {"begun": begun_of(learner)},
         every=(config["probe"]["every"], look_at),
-        until=ended(config, read_probes(run.directory)),
+        until=until or None,
     )
     return trained is not None
+
+
+def own_rows(leaf: Shaped[Array, "n ..."]) -> Shaped[np.ndarray, "m ..."]:
+    """The rows of a batch that this process contributes: the same number for each, in their order.
+
+    Raises:
+        ValueError: they cannot be divided evenly.
+    """
+    count, processes = len(leaf), jax.process_count()
+    if count % processes:
+        raise ValueError(
+            f"{count} rows of a batch cannot be divided over {processes} processes: choose "
+            "--config.batch_size and --config.prior.rows that can"
+        )
+    part = count // processes
+    return np.asarray(leaf)[part * jax.process_index() :][:part]

@@ -111,6 +111,11 @@ def _try(action: Any) -> Exception | None:
         raise
     except (ValueError, OSError, KeyError, TypeError) as error:
         return error
+    except Exception as error:
+        # Where an array's own data cannot be read, Orbax raises an Exception of no class of its own.
+        if type(error) is not Exception:
+            raise
+        return error
     return None
 
 

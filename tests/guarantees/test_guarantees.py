@@ -173,7 +173,7 @@ def test_g3_sigterm_to_one_of_two_processes_stops_both_at_one_step(cache, tmp_pa
         with socket.socket() as server:
             server.bind(("localhost", 0))
             port = server.getsockname()[1]
-        arguments = command(workdir, cache)[3:]
+        arguments = [one for one in command(workdir, cache)[3:] if one != "--resume"]
         return subprocess.Popen(
             [*command_of, f"--port={port}", "--", *arguments],
             cwd=ROOT,
@@ -206,16 +206,16 @@ def test_g4_a_damaged_newest_checkpoint_is_put_aside_loudly(whole, cache, tmp_pa
     newest = max(
         (p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
     )
-    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(largest.read_bytes())
+    arrays = max((newest / "default/d").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(arrays.read_bytes())
     if damage == "truncated":
         data = data[: len(data) // 2]
     else:
         data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    arrays.write_bytes(data)
     errors = done(start(workdir, cache))
-    assert f"{newest.name}.corrupt" in errors or "damaged" in errors
-    assert any(".corrupt" in path.name for path in (workdir / "checkpoints").iterdir())
+    assert f"checkpoint {newest.name} is damaged and is now" in errors
+    assert (workdir / "checkpoints" / f"{newest.name}.corrupt").is_dir()
     same(whole, workdir)
 
 
@@ -262,7 +262,9 @@ def test_g8_a_full_disk_is_one_line_and_what_was_saved_stays(whole, cache, tmp_p
         "sh",
     ]
     errors = done(start(disk / "run", cache, prefix=prefix), 2)
-    assert errors.splitlines()[-1].startswith("error: ") and "space" in errors.splitlines()[-1]
+    # Threads of Orbax may say more after it.
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the disk is full: make room and give the same command with --resume")
     done(start(kept, cache))
     same(whole, kept)
 
