@@ -106,7 +106,8 @@ def test_what_is_only_read_is_held_in_the_type_of_the_networks(small_base, refer
     config = small(appearance.get_config(), small_base, reference, dtype="bfloat16")
     learner = make_learner(config, load_base(config))
     frozen = frozen_of(learner)
-    assert {leaf.dtype for leaf in jax.tree.leaves([frozen["unet"], frozen["text"]])} == {jnp.bfloat16}
+    held = {leaf.dtype for leaf in jax.tree.leaves([frozen["unet"], frozen["text"]])}
+    assert held == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(first_params(learner))} == {np.dtype("float32")}
 
 
