@@ -89,6 +89,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         "base": str(pipeline.path),
         "sampler": sampler,
         "stochastic": is_stochastic(sampler, settings.eta),
+        "guidance": settings.guidance,
         "evaluations": evaluations,
         "height": height,
         "width": width,

@@ -120,10 +120,17 @@ def learn(path: Path, picture: Path, attribute: str, changes: dict[str, Any]) ->
 
 
 def pictures_of(
-    pipeline: Pipeline, learned: Sequence[Attribute], prompts: Sequence[str], digest: str
+    pipeline: Pipeline,
+    learned: Sequence[Attribute],
+    prompts: Sequence[str],
+    digest: str,
+    *,
+    timesteps: Sequence[tuple[int, int]] | None = None,
+    strength: float = 1.0,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """A picture of each prompt and seed, with what was learned."""
-    tuned, adapters, stages = apply_attributes(pipeline, [(one, 1.0) for one in learned], digest=digest)
+    """A picture of each prompt and seed, with what was learned, at the files' timesteps or at others."""
+    pairs = [(one, strength) for one in learned]
+    tuned, adapters, stages = apply_attributes(pipeline, pairs, digest=digest, timesteps=timesteps)
     jobs = make_jobs(prompts, SEEDS)
     settings = Settings(steps=20, guidance=4.0, batch_size=8)
     return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))

@@ -81,7 +81,6 @@ def main() -> None:
                             "seed": seed,
                             "steps": STEPS,
                             "probe.every": EVERY,
-                            "timesteps": (0, 1000),
                             "sampling_timesteps": (0, 1000),
                         }
                         source = given.out / "references" / f"{name}.png"

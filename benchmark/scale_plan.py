@@ -38,7 +38,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--topology", choices=list(TOPOLOGIES), default="v5e-256")
-    parser.add_argument("--family", choices=("small", "sd15", "sd21", "sdxl"), default="sd15")
+    parser.add_argument("--family", choices=("small", "sd15", "sd21"), default="sd15")
     parser.add_argument("--task", choices=("concepts", "base"), default="concepts")
     parser.add_argument("--size", type=int, default=0, help="pixels of a side; 0: what the family is for")
     parser.add_argument("--partition", default="decoder_attention")
@@ -50,13 +50,10 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true", help="activations are made again, not kept")
     parser.add_argument("--mfu", type=float, default=0.4)
     parser.add_argument("--virtual", action="store_true", help="virtual CPU devices even if libtpu is there")
-    parser.add_argument("--devices", type=int, default=0, help="as many of the topology's; virtual ones only")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args()
     topology = TOPOLOGIES[given.topology]
-    if given.devices:
-        topology = topology._replace(devices=given.devices)
-    with planning(topology, given.virtual or bool(given.devices)) as (devices, compiler):
+    with planning(topology, given.virtual) as (devices, compiler):
         from benchmark import scale_steps
 
         make = {"concepts": scale_steps.concepts_step, "base": scale_steps.base_step}[given.task]

@@ -177,8 +177,6 @@ def concepts_step(given: Any, devices: list[Any]) -> Step:
 def abstract_pipeline(given: Any) -> tuple[Pipeline, int]:
     """A base of a published family, of shapes alone, computing in bfloat16; and the side of its latents."""
     parts = COMPONENTS[given.family]
-    if given.family == "sdxl":
-        raise SystemExit("error: SDXL's second text encoder is not trained with: --family=sd15 or sd21")
 
     def network(name: str, **options: Any) -> Component:
         torch_class, config = parts[name]

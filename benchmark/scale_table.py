@@ -28,7 +28,7 @@ TOPOLOGIES = {
     "v5e-4": Topology("v5e:2x2", "tpu", 4, 16 * 2**30, 197e12),
     "v5e-16": Topology("v5e:4x4", "tpu", 16, 16 * 2**30, 197e12),
     "v5e-256": Topology("v5e:16x16", "tpu", 256, 16 * 2**30, 197e12),
-    "v5p-64": Topology("v5p:4x4x4", "tpu", 64, 95 * 2**30, 459e12),
+    "v5p-128": Topology("v5p:4x4x4", "tpu", 64, 95 * 2**30, 459e12),
     "v6e-256": Topology("v6e:16x16", "tpu", 256, 32 * 2**30, 918e12),
     "H100x8": Topology("", "gpu", 8, 80e9, 989e12),
 }

@@ -131,6 +131,13 @@ def test_weights_act_at_their_timesteps_alone(base, rule):
     assert np.abs(always.astype(int) - expected.astype(int)).mean() > 1
 
 
+def test_what_only_has_a_word_needs_no_stages(base):
+    pipeline, digest = base
+    word = learned(pipeline, digest, "<it>", "mid")._replace(weights={}, adapter={})
+    applied = apply_attributes(pipeline, [(word, 1.0)], digest=digest, timesteps=[(300, 1000)])
+    assert applied.stages == [] and applied.adapters == {}
+
+
 @pytest.mark.parametrize("timesteps", [(500, 500), (-1, 500), (0, 1001)])
 def test_timesteps_that_are_no_range_are_refused(base, timesteps):
     pipeline, digest = base

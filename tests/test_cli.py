@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attrjax.arguments import base_preset, parse_arg
+from attrjax.arguments import base_preset, one_line, parse_arg
 from attrjax.sample import make_settings
 from configs import sample
 
@@ -148,6 +149,17 @@ def test_config_arguments_are_typed():
         parse_arg("count=many", count=1)
     with pytest.raises(ValueError, match="fast='perhaps' should be of type bool"):
         parse_arg("fast=perhaps", fast=False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "runs/x/run.json"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing \"a\"\n[os_error_code='28'] [No space left on device]"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_says_what_to_do(error):
+    assert one_line(error).startswith("the disk is full: make room") and "\n" not in one_line(error)
 
 
 def test_guidance_suits_the_base():

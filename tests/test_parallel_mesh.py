@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from attrjax.parallel.mesh import make_mesh, place_batch, shard_state
+from attrjax.parallel.mesh import make_mesh, own_rows, place_batch, shard_state
 from attrjax.training import init_state, make_optimizer, make_step, train
 
 ROOT = Path(__file__).parent.parent
@@ -97,3 +97,17 @@ def test_small_and_odd_leaves_are_copied():
     assert make_mesh(concept=-1, data=1, devices=jax.devices()[:1]).shape == mesh.shape
     specs = jax.tree.map(lambda s: s.spec, shard_state(mesh, {"a": np.zeros((300, 300)), "b": np.zeros(3)}))
     assert specs == {"a": PartitionSpec(), "b": PartitionSpec()}
+
+
+def test_processes_contribute_all_rows_of_a_batch_once(monkeypatch):
+    batch = {"pairs": np.arange(8).reshape(4, 2), "all": np.arange(6)}
+    assert own_rows(batch) is batch
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    parts = []
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        parts.append(own_rows(batch))
+    for name, leaf in batch.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), leaf)
+    with pytest.raises(ValueError, match="3 rows of a batch cannot be divided over 2 processes"):
+        own_rows({"odd": np.arange(3)})

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from attrjax.checkpoints.training import open_checkpoints
+from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
 from attrjax.metrics_log import METRICS
 from attrjax.parallel.mesh import make_mesh
 from attrjax.training import EXIT_SAVED, in_background, init_state, make_optimizer, make_step, train
@@ -157,6 +157,21 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(whole, tmp
     assert (tmp_path / "checkpoints" / "30.corrupt").is_dir()
     assert "checkpoint 30 is damaged and is now" in caplog.text
     assert lines(tmp_path) == lines(whole[0])
+
+
+def test_an_array_that_was_cut_off_is_damage(tmp_path):
+    """Large enough to lie in a file of its own, where Orbax raises an error of no class of its own."""
+    states = [{"x": np.random.default_rng(i).normal(size=(128, 128)).astype(np.float32)} for i in range(2)]
+    manager = open_checkpoints(tmp_path)
+    for step, state in enumerate(states):
+        save_checkpoint(manager, step, state)
+    manager.wait_until_finished()
+    file = max((tmp_path / "1/default/d").iterdir(), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    found, step = restore_newest(manager, states[1])
+    manager.close()
+    assert step == 0 and (tmp_path / "1.corrupt").is_dir()
+    np.testing.assert_array_equal(found["x"], states[0]["x"])
 
 
 def test_no_readable_checkpoint_is_an_error_every_time(tmp_path):

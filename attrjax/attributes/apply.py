@@ -52,7 +52,8 @@ def apply_attributes(
         force: apply what was learned on another base, where its shapes allow it.
 
     Raises:
-        ValueError: an attribute belongs to another base, two have one word, or shapes do not fit.
+        ValueError: an attribute belongs to another base, two have one word, shapes do not fit, or timesteps
+            are no range.
     """
     words = [attribute.word for attribute, _ in attributes]
     if len(set(words)) < len(words):
@@ -83,7 +84,9 @@ def apply_attributes(
         if attribute.other is not None:
             known[other_word(attribute.word, attribute.attribute)] = attribute.other
         pipeline = with_words(pipeline, {"text_encoder": known})
-    edges = sorted({0, *(edge for pair in ranges for edge in pair if edge < MAX_TIMESTEP)}, reverse=True)
+    # What only has a word acts everywhere.
+    tuned = [pair for (one, _), pair in zip(attributes, ranges, strict=True) if one.weights or one.adapter]
+    edges = sorted({0, *(edge for pair in tuned for edge in pair if edge < MAX_TIMESTEP)}, reverse=True)
     stages = []
     for low in edges:
         now = [

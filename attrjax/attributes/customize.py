@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Key
 
 from attrjax.attributes.batches import batches, make_tools, prior
 from attrjax.attributes.learner import (
@@ -39,6 +39,7 @@ from attrjax.attributes.probing import (
     read_probes,
 )
 from attrjax.fit import begin, fit
+from attrjax.parallel.mesh import own_rows
 from attrjax.runs import timed
 from attrjax.training import TrainState
 
@@ -98,8 +99,8 @@ def _tune(run: Run, root: Key[Array, ""]) -> bool:
         return bool(multihost_utils.broadcast_one_to_all(np.array(enough))) if several else enough
 
     def batch_at(step: int) -> Any:
-        # Every process draws the same batch, whatever their number, and contributes its part of the rows.
-        return jax.tree.map(own_rows, batch_of(step)) if several else batch_of(step)
+        # Every process draws the same batch, so that what is learned does not depend on their number.
+        return own_rows(batch_of(step))
 
     until = ended(config, read_probes(run.directory)) or 0
     if several:
@@ -116,19 +117,3 @@ def _tune(run: Run, root: Key[Array, ""]) -> bool:
         until=until or None,
     )
     return trained is not None
-
-
-def own_rows(leaf: Shaped[Array, "n ..."]) -> Shaped[np.ndarray, "m ..."]:
-    """The rows of a batch that this process contributes: the same number for each, in their order.
-
-    Raises:
-        ValueError: they cannot be divided evenly.
-    """
-    count, processes = len(leaf), jax.process_count()
-    if count % processes:
-        raise ValueError(
-            f"{count} rows of a batch cannot be divided over {processes} processes: choose "
-            "--config.batch_size and --config.prior.rows that can"
-        )
-    part = count // processes
-    return np.asarray(leaf)[part * jax.process_index() :][:part]

@@ -40,7 +40,7 @@ DATA, PRIOR, INIT = range(3)
 # What pairs show: the attribute with the other one destroyed, or the reference as it is.
 PAIRS = ("destroyed", "whole")
 # float16's gradients would need a scaled loss.
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = ("float32", "bfloat16")
 HERE = "{}"  # where a probe's prompt has the placeholder
 
 
@@ -123,7 +123,7 @@ def load_base(config: Mapping[str, Any]) -> Base:
     """
     variant = config["variant"] or None
     path = find_base(base_or_bundled(config["base"]), variant)
-    pipeline = load_pipeline(path, variant=variant, dtype=DTYPES[config["dtype"]])
+    pipeline = load_pipeline(path, variant=variant, dtype=getattr(jnp, config["dtype"]))
     if pipeline.image_encoder is None:
         raise ValueError(
             f"{path} has no image_encoder, which the reference is seen with: add a CLIP vision tower"

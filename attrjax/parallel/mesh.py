@@ -114,3 +114,25 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return jax.tree.map(place, batch)
+
+
+def own_rows(batch: Any) -> Any:
+    """Of a batch that every process has drawn alike, the rows that this one contributes to ``place_batch``.
+
+    Args:
+        batch: arrays of all rows. Each is divided by itself, for not all have the same number.
+
+    Raises:
+        ValueError: rows cannot be divided evenly.
+    """
+    processes, here = jax.process_count(), jax.process_index()
+
+    def part(leaf: Any) -> np.ndarray:
+        if len(leaf) % processes:
+            raise ValueError(
+                f"{len(leaf)} rows of a batch cannot be divided over {processes} processes: choose a number "
+                "of rows that can, for a picture --config.batch_size and --config.prior.rows"
+            )
+        return np.split(np.asarray(leaf), processes)[here]
+
+    return batch if processes == 1 else jax.tree.map(part, batch)
