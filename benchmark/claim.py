@@ -39,7 +39,7 @@ PARTS = ("encoder", "mid", "decoder", "full", "cross_attention", "decoder_attent
 AGAINST = "full"
 MEASURES = ("gain", "leakage", "own", "prompted", "leaked")
 SHARES = MEASURES[2:]
-STEPS, EVERY = 100, 25
+STEPS, EVERY = 75, 25
 
 
 def main() -> None:
@@ -81,6 +81,7 @@ def main() -> None:
                             "seed": seed,
                             "steps": STEPS,
                             "probe.every": EVERY,
+                            "timesteps": (0, 1000),
                             "sampling_timesteps": (0, 1000),
                         }
                         source = given.out / "references" / f"{name}.png"

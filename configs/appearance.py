@@ -20,10 +20,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.placeholder = "<appearance>"
     config.initial = "stone wood metal"  # the mean of these words
     config.filter = "appearance"
-    config.partition = "decoder_attention"
-    config.sampling_timesteps = (0, 700)  # the base lays out the form before
-    config.steps = 75
-    config.optimizer.learning_rate = 2e-4
+    config.partition = "decoder"
+    config.sampling_timesteps = (0, 750)  # the base lays out the form before
+    # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
+    # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.
+    config.draw = ConfigDict(
+        {"patch": (0.8, 1.6), "zoom": (0.95, 1.1), "turn": 0.1, "elastic": 0.01, "flip": 0.5}
+    )
+    config.steps = 100
     config.probe.prompts = (
         "a ball made of {}",
         "a vase made of {}",

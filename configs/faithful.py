@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         rf"{blocks}_blocks_\d+/.*/attn[12]/to_[qkv]/kernel offset:3; {blocks}_blocks_\d+/.* train; .* freeze"
     )
     config.pairs = "whole"
+    config.timesteps = config.sampling_timesteps = (0, 1000)
     config.steps = 1000
     config.batch_size = 1
     config.optimizer = ConfigDict(

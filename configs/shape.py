@@ -52,10 +52,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.partition = "full"  # docs/attributes.md has what the encoder alone does on the bundled base
     config.rule = "train"
     config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
-    config.sampling_timesteps = (300, 1000)  # at which what was tuned acts in sampling: form comes first
+    config.sampling_timesteps = (200, 1000)  # at which what was tuned acts in sampling: form comes first
 
     # How it is learned.
     config.pairs = "destroyed"  # what is shown has lost the other attribute; whole: the reference as it is
+    # How pairs are drawn, arguments of pairs.shape_pair: the object's size, how far it moves in sides of the
+    # picture, and how often it is mirrored, which for letters and hands is another shape.
+    config.draw = ConfigDict({"zoom": (0.95, 1.05), "shift": 0.04, "flip": 0.0})
     config.steps = 100  # 0 for what the filter recognizes without any
     config.patience = 0  # probes without a better score, after which it ends; 0 for no such end
     config.batch_size = 8  # pairs drawn from the reference

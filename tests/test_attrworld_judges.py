@@ -10,7 +10,7 @@ import pytest
 from attrjax.attrworld import judge_report, train_judges
 from attrjax.attrworld.judges import (
     SHIPPED,
-    AppearanceJudge,
+    appearance_judge,
     centred,
     classify_appearance,
     classify_shape,
@@ -22,6 +22,7 @@ from attrjax.attrworld.judges import (
 from attrjax.attrworld.render import render_batch
 from attrjax.attrworld.train_judges import contrast_of, grid_of_scenes, leak_of, replayed
 from attrjax.attrworld.words import HELD_OUT_MATERIALS, HELD_OUT_SHAPES, TRAIN_MATERIALS, TRAIN_SHAPES
+from configs.attrworld import judges as judges_config
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +170,7 @@ def test_a_reduced_judge_keeps_what_materials_differ_in():
     mask = np.ones(pictures.shape[:3], np.float32)
 
     def judged(params):
-        features, families = params["head"]["kernel"].shape
-        judge = AppearanceJudge(families, features)
-        return [np.asarray(x) for x in judge.apply({"params": params}, pictures, mask)]
+        return [np.asarray(x) for x in appearance_judge(params).apply({"params": params}, pictures, mask)]
 
     whole, logits = judged(params)
     # All directions are a rotation: nothing that is compared changes.
@@ -179,10 +178,31 @@ def test_a_reduced_judge_keeps_what_materials_differ_in():
     np.testing.assert_allclose(turned @ turned.T, whole @ whole.T, atol=1e-4)
     np.testing.assert_allclose(same, logits, atol=1e-3)
     # Few of them hold more of the spread of instances than the others that are left.
-    few = judged(train_judges.reduced(params, chunks, 4))[0]
+    few, same = judged(train_judges.reduced(params, chunks, 4))
     assert few.shape == (30, 4)
+    np.testing.assert_allclose(same, logits, atol=1e-3)
     means = whole.reshape(15, 2, 12).mean(1)
     directions = np.linalg.svd(means - means.mean(0))[2][:4]
     expected = whole @ directions.T
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(few @ few.T, expected @ expected.T, atol=1e-3)
+
+
+def test_cut_masks_have_holes_and_nothing_outside():
+    mask = jnp.zeros((64, 64, 64)).at[:, 16:48, 16:48].set(1)
+    whole = train_judges.cut_masks(mask, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(whole, mask)
+    cut = np.asarray(train_judges.cut_masks(mask, jax.random.key(0), 0.5))
+    assert cut[:, :16].max() == 0 and cut.min() >= 0 and cut.max() <= 1
+    kept = cut.sum((1, 2)) / 32**2
+    assert 0.3 < np.mean(kept == 1) < 0.7 and 0.2 < kept[kept < 1].mean() < 0.9
+
+
+def test_a_training_that_withholds_families_does_not_see_them():
+    config = judges_config.get_config()
+    settings = {**config.to_dict(), **config.appearance.to_dict(), "withhold": True, "unnamed": 0.0}
+    settings |= {"rows": 4, "columns": 1}
+    chunk = train_judges.chunks_of("appearance", settings, jax.random.key(0), None)
+    seen_families = {TRAIN_MATERIALS[i] for number in range(12) for i in chunk(number)["family"]}
+    left_out = train_judges.withheld(TRAIN_MATERIALS)
+    assert len(left_out) == 7 and len(seen_families) > 10 and not seen_families & set(left_out)

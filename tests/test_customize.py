@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+from attrjax.attributes.batches import make_tools
 from attrjax.attributes.customize import customize
 from attrjax.attributes.learner import first_params, frozen_of, load_base, make_learner
 from attrjax.attributes.probing import read_probes
@@ -43,6 +44,25 @@ def test_a_run_leaves_a_file_a_page_and_what_was_measured(learned):
     assert results["chosen"]["score"] == max(one.score for one in probes)
     text = (learned / "index.html").read_text()
     assert "The shape of one picture" in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_pairs_are_drawn_as_the_config_says(small_base, reference):
+    config = small(shape.get_config(), small_base, reference)
+    config.batch_size = 4
+    base = load_base(config)
+    one = make_learner(config, base)
+
+    def masks():
+        tools = make_tools(config, base.pipeline)
+        batch, _ = tools.draw(jax.random.key(0), one.reference.picture, one.reference.mask)
+        return np.asarray(batch["mask"])
+
+    config.draw.zoom, config.draw.shift = (1.0, 1.0), 0.0
+    still = masks()
+    np.testing.assert_allclose(still, still[:1].repeat(4, 0), atol=1e-6)
+    config.draw.zoom, config.draw.shift = (0.7, 0.9), 0.2
+    moved = masks()
+    assert np.abs(moved - moved[:1]).max((1, 2, 3) if moved.ndim == 4 else (1, 2))[1:].min() > 0.1
 
 
 def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):

@@ -1,5 +1,6 @@
 """Batches to learn an attribute from: pairs of the reference, and the base's own pictures beside them."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.prompts import tokenize
 from attrjax.generate import Job, Settings, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
+from attrjax.runs import plain
 
 
 class Tools(NamedTuple):
@@ -36,6 +38,7 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
     attribute, rows = config["attribute"], config["batch_size"]
     factor = vae_factor(pipeline)
     make = {"shape": pairs.shape_pair, "appearance": pairs.appearance_pair}[attribute]
+    make = functools.partial(make, **plain(config["draw"]))
     make = pairs.whole_pair if config["pairs"] == "whole" else make
     vae, encoder = pipeline.vae, pipeline.image_encoder
     assert encoder is not None

@@ -29,7 +29,7 @@ from attrjax.attrworld import judges as judging
 from attrjax.attrworld.judges import Judges, load_judges
 from attrjax.attrworld.render import render_batch
 from attrjax.attrworld.scenes import draw_scenes
-from attrjax.attrworld.train_judges import grid_of_scenes
+from attrjax.attrworld.train_judges import grid_of_scenes, withheld
 from attrjax.attrworld.words import HELD_OUT_MATERIALS, HELD_OUT_SHAPES, TRAIN_MATERIALS, TRAIN_SHAPES
 from attrjax.checkpoints.files import write_json
 from attrjax.runs import write_whole
@@ -47,13 +47,15 @@ def main() -> None:
     parser.add_argument(
         "--judges", default=None, help="directory with judges; those of the package without it"
     )
-    parser.add_argument("--families", choices=("held-out", "training"), default="held-out")
+    parser.add_argument("--families", choices=("held-out", "training", "withheld"), default="held-out")
     parser.add_argument("--each", type=int, default=12, help="renders of every shape in every material")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     names = (HELD_OUT_SHAPES, HELD_OUT_MATERIALS)
     if arguments.families == "training":
         names = (TRAIN_SHAPES, TRAIN_MATERIALS)
+    elif arguments.families == "withheld":
+        names = (withheld(TRAIN_SHAPES), withheld(TRAIN_MATERIALS))
     measured = measure(load_judges(arguments.judges), *names, each=arguments.each, seed=arguments.seed)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

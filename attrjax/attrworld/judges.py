@@ -28,7 +28,7 @@ from attrjax.models.layers import Conv, GroupNorm, LayerNorm, Linear
 SIZE = 64  # pixels of a side of the pictures that are judged
 CANVAS = 48  # of the centred mask
 WINDOW = 2.3  # half the canvas in deviations of the object's pixels from their middle
-KEPT = 16  # features of the appearance judge that ships, of those that it was trained with
+KEPT = 12  # features of the appearance judge that ships, of those that it was trained with
 MOST = 32  # pictures that are judged at once; more fall out of a CPU's cache
 Pictures = Float[Array | np.ndarray, "n 64 64 3"]  # in [-1, 1]
 SHIPPED = Path(__file__).parent / "judge_weights"
@@ -124,8 +124,8 @@ class AppearanceJudge(nn.Module):
         mean = (weight * x).sum((1, 2))
         spread = jnp.sqrt((weight * (x - mean[:, None, None]) ** 2).sum((1, 2)) + 1e-4)
         y = nn.silu(Linear(2 * self.width, name="pool")(jnp.concatenate([mean, spread], -1)))
-        embedding = _unit(Linear(self.features, name="embed")(y))
-        return embedding, 16 * Linear(self.families, name="head")(embedding)
+        # Families are told by more than what an embedding keeps.
+        return _unit(Linear(self.features, name="embed")(y)), Linear(self.families, name="head")(y)
 
 
 class Judges(NamedTuple):
@@ -156,6 +156,12 @@ def init_params(part: str, families: int, key: Array, *, features: int = KEPT) -
     if part == "shape":
         return ShapeJudge(families).init(key, centred(mask))["params"]
     return AppearanceJudge(families, features).init(key, pictures, mask)["params"]
+
+
+def appearance_judge(params: Any) -> AppearanceJudge:
+    """The network that parameters are of."""
+    features, families = (params[name]["kernel"].shape[1] for name in ("embed", "head"))
+    return AppearanceJudge(families, features)
 
 
 def load_judges(directory: str | Path | None = None) -> Judges:
@@ -219,9 +225,8 @@ def _shape(segmenter, shape, pictures):
 
 @jax.jit
 def _appearance(segmenter, appearance, pictures):
-    features, families = appearance["head"]["kernel"].shape
     mask = mask_of(segmenter, pictures)
-    return AppearanceJudge(families, features).apply({"params": appearance}, pictures, mask)
+    return appearance_judge(appearance).apply({"params": appearance}, pictures, mask)
 
 
 def _in_batches(function: Callable, params: tuple, pictures: Any) -> Any:

@@ -16,16 +16,17 @@ from attrjax.attrworld import looks, shapes
 from attrjax.attrworld.batches import DATA, INIT, NOISE, rendered, rows_here
 from attrjax.attrworld.judges import (
     SIZE,
-    AppearanceJudge,
     Segmenter,
     ShapeJudge,
     abstract_params,
+    appearance_judge,
     centred,
     init_params,
     mask_of,
 )
 from attrjax.attrworld.render import Scene
-from attrjax.attrworld.scenes import draw_scenes, generator_of
+from attrjax.attrworld.scenes import UNNAMED_MATERIALS, UNNAMED_SHAPES, draw_scenes, generator_of
+from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.files import write_json
 from attrjax.checkpoints.params import load_params, save_params
 from attrjax.fit import begin, fit
@@ -35,6 +36,7 @@ REPLAY = 1 + max(DATA, NOISE, INIT)  # what the key of the choice of chunks is f
 REDUCED_ON = 24  # chunks by which the appearance judge's directions are chosen
 PARTS = ("segmenter", "shape", "appearance")
 FAMILIES = {"segmenter": (), "shape": tuple(shapes.FAMILIES), "appearance": tuple(looks.FAMILIES)}
+WITHHELD = 4  # one family in so many is left out of a training that settings are chosen by
 
 
 def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
@@ -46,7 +48,7 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     Args:
         config: ``part`` is one of ``PARTS`` or "all"; ``segmenter``, ``shape`` and ``appearance`` say how
             each is trained. ``segmenter_from`` is a directory with a segmenter for a part that is trained
-            alone; "" is ``workdir/judges``.
+            alone; "" is ``workdir/judges``. ``withhold`` leaves the families of ``withheld`` out.
 
     Raises:
         ValueError, FileExistsError: the config does not fit itself, or the run that the directory holds.
@@ -74,8 +76,10 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         chunk = chunks_of(part, settings, key, segmenter)
         batch_at = replayed(chunk, key, settings["replay"], settings["window"])
         loss_fn: Callable = _segmenter_loss
-        if part != "segmenter":
-            loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"])
+        if part == "shape":
+            loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"], 0.0)
+        elif part == "appearance":
+            loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"], settings["cut"])
         params = fit(settings, directory / part, key, params, loss_fn, batch_at)
         if params is None:
             return
@@ -87,6 +91,11 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         results[part] = sum(leaf.size for leaf in jax.tree.leaves(params))
         logging.info("wrote %s, %.2f million parameters", made / part, results[part] / 1e6)
     write_record(directory, config, {"results": {"parameters": results}})
+
+
+def withheld(names: Sequence[str]) -> tuple[str, ...]:
+    """The families of a list that a training with ``withhold`` does not see."""
+    return tuple(names[WITHHELD - 1 :: WITHHELD])
 
 
 def chunks_of(
@@ -119,7 +128,14 @@ def chunks_of(
             scene = draw_scenes(generator, rows * columns).scene
             picture, mask = look(scene)
             return {"picture": np.asarray(picture), "mask": np.asarray(mask)}
-        scene, names = grid_of_scenes(generator, rows, columns, part, settings["unnamed"])
+        names, of_columns = None, None
+        if settings["withhold"]:
+            unnamed = {"shape": UNNAMED_MATERIALS, "appearance": UNNAMED_SHAPES}[part]
+            names = _draw_known(generator, rows, FAMILIES[part], settings["unnamed"])
+            of_columns = _draw_known(generator, columns, FAMILIES[OTHER[part]], unnamed)
+        scene, names = grid_of_scenes(
+            generator, rows, columns, part, settings["unnamed"], row_names=names, column_names=of_columns
+        )
         picture, mask = look(scene)
         first = (number * jax.process_count() + jax.process_index()) * rows
         numbers = {name: i for i, name in enumerate(FAMILIES[part])}
@@ -206,6 +222,12 @@ def replayed(
     return batch_at
 
 
+def _draw_known(generator: np.random.Generator, n: int, names: Sequence[str], unnamed: float) -> list[str]:
+    """Families that are not withheld, "" for a share of ``unnamed``."""
+    known = [name for name in names if name not in withheld(names)]
+    return ["" if generator.random() < unnamed else known[generator.integers(len(known))] for _ in range(n)]
+
+
 def _segmenter_loss(
     params: Any, batch: Mapping[str, Array], key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -227,11 +249,16 @@ def _segmenter_loss(
 
 
 def _judge_loss(
-    part: str, leak_weight: float, params: Any, batch: Mapping[str, Array], key: Key[Array, ""]
+    part: str,
+    leak_weight: float,
+    cut: float,
+    params: Any,
+    batch: Mapping[str, Array],
+    key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Contrast of instances, cross-entropy of families where there is one, and what of the other shows."""
     mask, family, n = batch["mask"] / 255.0, batch["family"], len(batch["mask"])
-    first, second = jax.random.split(key)
+    first, second, third = jax.random.split(key, 3)
     if part == "shape":
         offset = 0.04 * jax.random.normal(first, (n, 2))
         zoom = 1 + 0.04 * jax.random.normal(second, (n,))
@@ -242,8 +269,8 @@ def _judge_loss(
         noise = 0.04 * jax.random.uniform(first, (n, 1, 1, 1)) ** 2
         picture = batch["picture"] / 127.5 - 1
         picture = picture + noise * jax.random.normal(second, picture.shape)
-        features, families = params["head"]["kernel"].shape
-        judge = AppearanceJudge(families, features)
+        mask = cut_masks(mask, third, cut)
+        judge = appearance_judge(params)
         embedding, logits = in_groups(lambda *some: judge.apply({"params": params}, *some), 32, picture, mask)
     named = family >= 0
     labels = jnp.maximum(family, 0)
@@ -258,19 +285,37 @@ def _judge_loss(
     return contrast + entropy + leak_weight * leak, metrics
 
 
+def cut_masks(mask: Float[Array, "b h w"], key: Key[Array, ""], share: float) -> Float[Array, "b h w"]:
+    """Masks of which a share has random holes, so that how broad the object's parts are tells nothing.
+
+    Args:
+        mask: in [0, 1].
+        key: of the holes.
+        share: of masks that are cut.
+    """
+    coarse, fine, levels, chosen = jax.random.split(key, 4)
+    n = len(mask)
+    field = sum(
+        jax.image.resize(jax.random.normal(k, (n, side, side)), mask.shape, "cubic")
+        for k, side in ((coarse, 4), (fine, 8))
+    )
+    level = jax.random.uniform(levels, (n, 1, 1), minval=-0.7, maxval=1.2)
+    kept = jax.nn.sigmoid(8 * (field + level))
+    return mask * jnp.where(jax.random.uniform(chosen, (n, 1, 1)) < share, kept, 1)
+
+
 def reduced(params: Any, chunks: Sequence[Mapping[str, np.ndarray]], kept: int) -> Any:
     """An appearance judge with the directions of its embedding alone in which materials differ most.
 
     In the others materials differ little, and it is there that a linear probe finds the shape. They are found
-    by principal components of the means of instances, and folded into the last layers.
+    by principal components of the means of instances, and folded into the last layer.
 
     Args:
         params: of the judge.
         chunks: of ``chunks_of``.
         kept: how many directions.
     """
-    features, families = params["head"]["kernel"].shape
-    judge = AppearanceJudge(families, features)
+    judge = appearance_judge(params)
     embed = jax.jit(lambda picture, mask: judge.apply({"params": params}, picture, mask)[0])
     means = []
     for chunk in chunks:
@@ -278,12 +323,8 @@ def reduced(params: Any, chunks: Sequence[Mapping[str, np.ndarray]], kept: int) 
         means += [found[chunk["instance"] == one].mean(0) for one in np.unique(chunk["instance"])]
     spread = np.cov(np.stack(means), rowvar=False)
     directions = np.linalg.eigh(spread)[1][:, ::-1][:, :kept]
-    last, head = params["embed"], params["head"]
-    return {
-        **params,
-        "embed": {name: np.asarray(leaf) @ directions for name, leaf in last.items()},
-        "head": {"kernel": directions.T @ head["kernel"], "bias": head["bias"]},
-    }
+    last = {name: np.asarray(leaf) @ directions for name, leaf in params["embed"].items()}
+    return {**params, "embed": last}
 
 
 def in_groups(function: Callable, group: int, *arrays: Array) -> Any:
