@@ -46,7 +46,7 @@ def timed_steps(config: ConfigDict, base: Base, counts: list[int]) -> dict[str, 
     """Functions that make some steps and give the seconds that one took: ``alone``, and each count's."""
     root, tools = jax.random.key(0), make_tools(config, base.pipeline)
     learner = make_learner(config, base)
-    own_pictures = prior(config, base.pipeline, tools, root)
+    own_pictures = prior(config, base, tools, root)
     loss_fn, frozen, begun = loss_of(config, learner), frozen_of(learner), begun_of(learner)
     batch_at = [
         batches(config, learner, jax.random.fold_in(root, 100 + i), tools, own_pictures)

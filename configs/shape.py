@@ -60,6 +60,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # picture, and how often it is mirrored, which for letters and hands is another shape.
     config.draw = ConfigDict({"zoom": (0.95, 1.05), "shift": 0.04, "flip": 0.0})
     config.steps = 100  # 0 for what the filter recognizes without any
+    # Pairs of a batch whose targets have the material of one of the base's own pictures, or for an appearance
+    # the form, so that not all that is learned from is painted.
+    config.crossed = 2
     config.patience = 0  # probes without a better score, after which it ends; 0 for no such end
     config.batch_size = 8  # pairs drawn from the reference
     config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10})
@@ -73,7 +76,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "count": 16,
             "rows": 4,
             "weight": 1.0,
-            "prompts": ("a vase made of marble", "a red ball", "a wooden chair", "a mug with zebra stripes"),
+            "prompts": (
+                *("a {} made of marble", "a golden {}", "a wooden {}", "a {} with zebra stripes"),
+                *("a brick {}", "a silver {}", "a granite {}", "a red {}"),
+            ),
+            "objects": ("vase", "chair", "mug", "ball"),  # that these are of, in turn
         }
     )
 

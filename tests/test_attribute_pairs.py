@@ -243,6 +243,29 @@ def test_thin_and_whole_references_have_a_material_too():
         assert mask.all() or blue[2] > blue[0]
 
 
+# Crossed with what the base knows.
+
+
+def test_a_target_has_the_surface_that_is_given_and_the_view_has_not():
+    surface = np.zeros((SIZE, SIZE, 3), np.float32) + np.array([0.1, 0.6, 0.3], np.float32)
+    picture, mask = (of[0] for of in references())
+    pair = jax.tree.map(np.asarray, shape_pair(jax.random.key(5), picture, mask, surface))
+    shown = (pair.target[pair.target_mask > 0.9999] + 1) / 2
+    ratios = shown / surface[0, 0]
+    assert (np.ptp(ratios, axis=-1) < 1e-3).all()  # the colour itself, lighter or darker
+    assert overlap(boxed(pair.target_mask), boxed(mask)) > 0.85
+    view = (pair.view[pair.view_mask > PURE] + 1) / 2
+    assert np.abs(view.mean(0) - shown.mean(0)).max() > 0.1
+
+
+def test_a_target_has_the_form_that_is_given_and_the_view_has_not():
+    picture, mask = (of[0] for of in references())
+    form = references()[1][1]
+    pair = jax.tree.map(np.asarray, appearance_pair(jax.random.key(5), picture, mask, form))
+    np.testing.assert_array_equal(pair.target_mask, form)
+    assert overlap(pair.view_mask, form) < 0.7
+
+
 # Prompts.
 
 

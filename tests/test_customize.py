@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from attrjax.attributes.batches import make_tools
+from attrjax.attributes.batches import make_tools, prior_prompts
 from attrjax.attributes.customize import customize
 from attrjax.attributes.learner import first_params, frozen_of, load_base, make_learner
 from attrjax.attributes.probing import read_probes
@@ -63,6 +63,28 @@ def test_pairs_are_drawn_as_the_config_says(small_base, reference):
     config.draw.zoom, config.draw.shift = (0.7, 0.9), 0.2
     moved = masks()
     assert np.abs(moved - moved[:1]).max((1, 2, 3) if moved.ndim == 4 else (1, 2))[1:].min() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("attribute", "said", "crossed"),
+    [
+        ("shape", "a cup made of ice", "a {} made of ice"),
+        ("appearance", "a cup made of ice", "a cup made of {}"),
+    ],
+)
+def test_pairs_are_crossed_with_the_base_s_own_pictures(attribute, said, crossed):
+    config = {"shape": shape, "appearance": appearance}[attribute].get_config()
+    config.prior.update({"count": 5, "prompts": ("a {} made of ice", "a red {}"), "objects": ("cup", "hat")})
+    prompts, of_pairs = prior_prompts(config)
+    assert prompts == [
+        "a cup made of ice",
+        "a red hat",
+        "a hat made of ice",
+        "a red cup",
+        "a cup made of ice",
+    ]
+    crossed = {"shape": "a {} made of ice", "appearance": "a cup made of {}"}[attribute]
+    assert of_pairs[0] == of_pairs[4] == crossed and len(of_pairs) == 5
 
 
 def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
@@ -151,6 +173,8 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
         ({"partition": "encodr"}, "did you mean 'encoder'"),
         ({"initial": ""}, "must be a word that the placeholder begins as"),
         ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),
+        ({"prior": {"prompts": ("a red vase",)}}, "has no {}, where its objects and the placeholder stand"),
+        ({"crossed": 3}, "crossed=3 must be a number of the batch_size=2 pairs"),
         ({"probe": {"every": 3}}, "at most steps=2"),
         ({"mask": "nowhere.png"}, "nowhere.png"),
         ({"dtype": "float16"}, "must be one of float32, bfloat16"),

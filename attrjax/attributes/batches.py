@@ -1,7 +1,7 @@
 """Batches to learn an attribute from: pairs of the reference, and the base's own pictures beside them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Key
 from attrjax.attributes import pairs
 from attrjax.attributes.conditioning import see
 from attrjax.attributes.fusion import places_of
-from attrjax.attributes.learner import DATA, PRIOR, Learner
+from attrjax.attributes.learner import DATA, HERE, PRIOR, Base, Learner, foreground
+from attrjax.attributes.sources import continued, pure
+from attrjax.attrworld.captions import with_article
 from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.prompts import tokenize
@@ -26,7 +28,8 @@ class Tools(NamedTuple):
 
     Attributes:
         encode: (pictures [b, H, W, 3] in [-1, 1], key) to latents.
-        draw: (key, picture, mask) to a batch's rows of pairs, and what was drawn of them.
+        draw: (key, picture, mask, what the last pairs' targets are of) to a batch's rows of pairs, and what
+            was drawn of them.
     """
 
     encode: Callable[..., Float[Array, "b h w c"]]
@@ -37,8 +40,9 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
     """The tools of a config and a base."""
     attribute, rows = config["attribute"], config["batch_size"]
     factor = vae_factor(pipeline)
-    make = {"shape": pairs.shape_pair, "appearance": pairs.appearance_pair}[attribute]
-    make = functools.partial(make, **plain(config["draw"]))
+    make: Callable[..., pairs.Pair] = functools.partial(
+        {"shape": pairs.shape_pair, "appearance": pairs.appearance_pair}[attribute], **plain(config["draw"])
+    )
     make = pairs.whole_pair if config["pairs"] == "whole" else make
     vae, encoder = pipeline.vae, pipeline.image_encoder
     assert encoder is not None
@@ -50,10 +54,14 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
 
     @jax.jit
     def draw(
-        key: Array, picture: Float[Array, "h w 3"], mask: Float[Array, "h w"]
+        key: Array, picture: Float[Array, "h w 3"], mask: Float[Array, "h w"], given: Array | None = None
     ) -> tuple[dict[str, Array], Any]:
         keys, noise = jax.random.split(jax.random.fold_in(key, 0), rows), jax.random.fold_in(key, 1)
-        pair = jax.vmap(lambda k: make(k, picture, mask))(keys)
+        free = rows - (0 if given is None else len(given))
+        parts = [jax.vmap(lambda k: make(k, picture, mask))(keys[:free])] if free else []
+        if given is not None:
+            parts.append(jax.vmap(lambda k, g: make(k, picture, mask, g))(keys[free:], given))
+        pair = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         states, weight = see(encoder, pair.view, pair.view_mask)
         small = (rows, pair.target_mask.shape[1] // factor, pair.target_mask.shape[2] // factor)
         small_mask = jnp.clip(jax.image.resize(pair.target_mask, small, "linear", antialias=True), 0, 1)
@@ -92,15 +100,23 @@ def batches(
     reference, word = learner.reference, learner.word
     attribute, rows = config["attribute"], config["batch_size"]
     length = learner.pipeline.text_encoder.module.max_position_embeddings
+    crossed = 0 if own is None or config["pairs"] == "whole" else config["crossed"]
 
     def batch_at(step: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-        batch, drawn = tools.draw(key, reference.picture, reference.mask)
         generator = generator_of(jax.random.fold_in(key, 2))
+        known = generator.integers(0, config["prior"]["count"], crossed)
+        given = own["known"][known] if own is not None and crossed else None
+        batch, drawn = tools.draw(key, reference.picture, reference.mask, given)
         if config["pairs"] == "whole":
             prompts = [f"an object in the {attribute} of {word.text}"] * rows
         else:
-            prompts = pairs.say(attribute, jax.device_get(drawn), word.text, generator)
+            drawn = jax.device_get(drawn)
+            free = jax.tree.map(lambda leaf: leaf[: rows - crossed], drawn)
+            prompts = pairs.say(attribute, free, word.text, generator)
+            for i, backdrop in zip(known, drawn.backdrop[rows - crossed :], strict=True):
+                said = own["crossed"][i].replace(HERE, word.text) if own is not None else ""
+                prompts.append(pairs.framed(said, backdrop, generator))
         if own is not None:
             chosen = generator.integers(0, len(own["latents"]), config["prior"]["rows"])
             prompts = [*prompts, *(own["prompts"][i] for i in chosen)]
@@ -111,21 +127,43 @@ def batches(
     return batch_at
 
 
-def prior(
-    config: Mapping[str, Any], pipeline: Pipeline, tools: Tools, root: Key[Array, ""]
-) -> dict[str, Any] | None:
-    """Pictures that the base makes of the prior's prompts, encoded; None where there are to be none."""
+def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, ""]) -> dict[str, Any] | None:
+    """Pictures that the base makes of the prior's prompts, encoded; None where there are to be none.
+
+    Returns:
+        ``latents`` [n, h, w, c] and ``prompts``; and what pairs can be crossed with: of each picture what is
+        ``known`` to the base, for a shape its surface [n, H, W, 3] in [0, 1], continued over all of the
+        picture, for an appearance its form [n, H, W] in [0, 1]; and ``crossed``, the prompt of a pair that
+        has it.
+    """
     key = jax.random.fold_in(root, PRIOR)
-    count, prompts = config["prior"]["count"], config["prior"]["prompts"]
+    count = config["prior"]["count"]
     if not count or not config["prior"]["rows"]:
         return None
+    said, crossed = prior_prompts(config)
     settings = Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
-    said: Sequence[str] = [prompts[i % len(prompts)] for i in range(count)]
     first = int(np.asarray(jax.random.randint(key, (), 0, 2**30)))
     jobs = [Job(text, first + i) for i, text in enumerate(said)]
-    made = np.stack(list(make_pictures(pipeline, jobs, settings))).astype(np.float32) / 127.5 - 1
+    made = np.stack(list(make_pictures(base.pipeline, jobs, settings))).astype(np.float32) / 127.5 - 1
     size = settings.batch_size
     latents = [
         tools.encode(made[i : i + size], jax.random.fold_in(key, 1 + i)) for i in range(0, len(made), size)
     ]
-    return {"latents": np.concatenate(latents), "prompts": said}
+    known = np.stack([foreground(base.judges, picture) for picture in made])
+    if config["attribute"] == "shape":
+        known = np.asarray(jax.jit(jax.vmap(lambda x, m: continued((x + 1) / 2, pure(m))))(made, known))
+    return {"latents": np.concatenate(latents), "prompts": said, "known": known, "crossed": crossed}
+
+
+def prior_prompts(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What the base's own pictures are of, each prompt with the objects in turn; and what pairs that have
+    their material, or their form, are: "a vase made of marble", and "a {} made of marble" or "a vase made of
+    {}", where {} is the placeholder.
+    """
+    prompts, objects = config["prior"]["prompts"], config["prior"]["objects"]
+    said, crossed = [], []
+    for i in range(config["prior"]["count"]):
+        template, noun = prompts[i % len(prompts)], objects[(i + i // len(prompts)) % len(objects)]
+        said.append(template.replace(HERE, noun))
+        crossed.append(template if config["attribute"] == "shape" else f"{with_article(noun)} made of {HERE}")
+    return said, crossed

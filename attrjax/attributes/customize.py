@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 
 from attrjax.attributes.batches import batches, make_tools, prior
 from attrjax.attributes.learner import (
+    Base,
     begun_of,
     check_config,
     first_params,
@@ -76,18 +77,18 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     with timed(timings, "train and probe"):
         if jax.process_index() == 0:
             look_first(run, first_params(learner))
-        if config["steps"] and not _tune(run, root):
+        if config["steps"] and not _tune(run, base, root):
             return
     if jax.process_index() == 0:
         finish(run, started)
 
 
-def _tune(run: Run, root: Key[Array, ""]) -> bool:
+def _tune(run: Run, base: Base, root: Key[Array, ""]) -> bool:
     """Train, and look every few steps; false where the time was up before the end."""
     config, learner = run.config, run.learner
     with timed(run.timings, "prior, of that"):
         tools = make_tools(config, learner.pipeline)
-        own = prior(config, learner.pipeline, tools, root)
+        own = prior(config, base, tools, root)
 
     several, first = jax.process_count() > 1, jax.process_index() == 0
     batch_of = batches(config, learner, root, tools, own)

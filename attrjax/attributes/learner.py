@@ -110,6 +110,16 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"patience={config['patience']} must be a number of probes, or 0 for no end by them")
     if config["pairs"] not in PAIRS:
         raise ValueError(f"pairs={config['pairs']!r} must be one of {', '.join(PAIRS)}")
+    if not 0 <= config["crossed"] <= config["batch_size"]:
+        raise ValueError(
+            f"crossed={config['crossed']} must be a number of the batch_size={config['batch_size']} pairs"
+        )
+    for prompt in config["prior"]["prompts"]:
+        if config["crossed"] and HERE not in prompt:
+            raise ValueError(
+                f"the prior's prompt {prompt!r} has no {HERE}, where its objects and the placeholder stand: "
+                "add it, or cross no pairs with --config.crossed=0"
+            )
     for prompt in config["probe"]["prompts"]:
         if HERE not in prompt:
             raise ValueError(f"the probe's prompt {prompt!r} has no {HERE}, where the placeholder stands")

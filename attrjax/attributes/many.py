@@ -139,7 +139,7 @@ def open_shop(config: Mapping[str, Any], base: Base, mesh: Mesh, most: int) -> W
         )
 
     def prior_of(config: Mapping[str, Any]) -> Any:
-        return prior(config, base.pipeline, tools, jax.random.key(config["seed"]))
+        return prior(config, base, tools, jax.random.key(config["seed"]))
 
     def before_of(config: Mapping[str, Any]) -> Any:
         return pictures_before(config, base.pipeline)

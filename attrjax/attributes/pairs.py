@@ -88,6 +88,7 @@ def shape_pair(
     key: Key[Array, ""],
     picture: Float[Array, "h w 3"],
     mask: Float[Array, "h w"],
+    surface: Float[Array, "h w 3"] | None = None,
     *,
     zoom: Range = (0.8, 1.2),
     shift: float = 0.1,
@@ -106,6 +107,7 @@ def shape_pair(
         key: of all that is drawn.
         picture: the reference in [-1, 1].
         mask: of its foreground, in [0, 1], not empty.
+        surface: in [0, 1], what the target is made of in place of a texture (``batches.prior``).
         zoom: of the object; less where it would not fit.
         shift: of the object in each direction, in sides of the picture, at most; less where it would not fit.
         flip: probability of a mirrored object. To be mirrored is to be another shape, for letters and hands.
@@ -122,7 +124,7 @@ def shape_pair(
     draw = functools.partial(
         _painted, mask=mask, lit=lit, zoom=zoom, shift=shift, flip=flip, shading=shading, body=body
     )
-    return _both(key, draw)
+    return _both(key, draw, surface)
 
 
 @jax.jit
@@ -130,6 +132,7 @@ def appearance_pair(
     key: Key[Array, ""],
     picture: Float[Array, "h w 3"],
     mask: Float[Array, "h w"],
+    form: Float[Array, "h w"] | None = None,
     *,
     patch: Range = (0.8, 1.6),
     zoom: Range = (0.9, 1.3),
@@ -150,6 +153,7 @@ def appearance_pair(
         key: of all that is drawn.
         picture: the reference in [-1, 1].
         mask: of its foreground, in [0, 1], not empty.
+        form: in [0, 1], the target's outline in place of a silhouette (``batches.prior``).
         patch: side of a patch, where 1 is the radius of a disc as thick as the reference.
         zoom: of the material.
         turn: of the material, in radians to either side at most.
@@ -171,11 +175,18 @@ def appearance_pair(
         _cut, filled=filled, lit=lit, deep=deep, patch=patch, zoom=zoom, turn=turn,
         elastic=elastic, flip=flip, evened=evened, body=body,
     )  # fmt: skip
-    return _both(key, draw)
+    return _both(key, draw, form)
 
 
-def _both(key: Key[Array, ""], draw: Callable) -> Pair:
-    """View and target of two keys, in one program of two rather than two programs."""
+def _both(key: Key[Array, ""], draw: Callable, given: Array | None) -> Pair:
+    """View and target of two keys, in one program of two rather than two programs where both are alike.
+
+    Of what is given the target is drawn, and not the view.
+    """
+    if given is not None:
+        first, second = jax.random.split(key)
+        view, view_mask, _ = draw(first)
+        return Pair(view, view_mask, *draw(second, given))
     (view, target), (view_mask, target_mask), drawn = jax.vmap(draw)(jax.random.split(key))
     return Pair(view, view_mask, target, target_mask, jax.tree.map(lambda leaf: leaf[1], drawn))
 
@@ -218,12 +229,16 @@ def say(attribute: str, drawn: Painted | Cut, placeholder: str, generator: np.ra
     for i in range(len(drawn.backdrop)):
         one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], drawn)
         said = describe[attribute](one, placeholder, generator)
-        if generator.random() < 0.5:
-            name = BACKDROP_NAMES[one.backdrop]
-            said += " " + _any(words.BACKDROP_PHRASES, generator).format(a=with_article(name))
-        opening, closing = _any(words.FRAMES, generator) if generator.random() < 0.5 else ("", "")
-        prompts.append(opening + said + closing)
+        prompts.append(framed(said, one.backdrop, generator))
     return prompts
+
+
+def framed(said: str, backdrop: int, generator: np.random.Generator) -> str:
+    """What is said of an object, with its backdrop half of the time, and with words around it as often."""
+    if generator.random() < 0.5:
+        said += " " + _any(words.BACKDROP_PHRASES, generator).format(a=with_article(BACKDROP_NAMES[backdrop]))
+    opening, closing = _any(words.FRAMES, generator) if generator.random() < 0.5 else ("", "")
+    return opening + said + closing
 
 
 def _say_painted(drawn: Any, placeholder: str, generator: np.random.Generator) -> str:
@@ -252,6 +267,7 @@ def _any(options: Sequence[Any], generator: np.random.Generator) -> Any:
 
 def _painted(
     key: Key[Array, ""],
+    surface: Float[Array, "h w 3"] | None = None,
     *,
     mask: Float[Array, "h w"],
     lit: Float[Array, "h w"],
@@ -281,6 +297,8 @@ def _painted(
 
     paint, pattern, colours = draw_texture(textures, height, width)
     light = (1 + between(u[4], shading) * (lit - 1)) * _body(bodies, mask, body)
+    if surface is not None:
+        paint, light = surface, (1 + light) / 2  # light falls on it already
     paint = paint * jnp.clip(light, 0.5, 1.4)[..., None]
     picture, backdrop = _before_backdrop(backdrops, paint, mask)
     return picture, mask, Painted(pattern, colours, backdrop)
@@ -288,6 +306,7 @@ def _painted(
 
 def _cut(
     key: Key[Array, ""],
+    form: Float[Array, "h w"] | None = None,
     *,
     filled: Float[Array, "h w 3"],
     lit: Float[Array, "h w"],
@@ -341,6 +360,7 @@ def _cut(
     colour = jax.vmap(part)(jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])).sum(0)
 
     mask, silhouette = draw_silhouette(keys[4], height, width)
+    mask = mask if form is None else form
     colour = colour * _body(keys[5], mask, body)[..., None]
     picture, backdrop = _before_backdrop(keys[6], colour, mask)
     return picture, mask, Cut(silhouette, backdrop)
