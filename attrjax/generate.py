@@ -4,8 +4,8 @@ side.
     pipeline = load_pipeline("DIRECTORY")
     pictures = generate(pipeline, ["a cat"], seeds=[0, 1], settings=Settings(steps=30))  # uint8 [2, H, W, 3]
 
-A picture depends on its prompt, seed and settings, not on what else is made with it, nor on how many devices
-make pictures beside each other (``mesh=make_mesh()`` for all that there are).
+A picture depends on its prompt, seed and settings, not on what else is made with it, nor, up to rounding, on
+how many devices make pictures beside each other (``mesh=make_mesh()`` for all that there are).
 """
 
 import json
@@ -187,9 +187,7 @@ def make_pictures(
     variables, staged, lows = stacked(stages)
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        variables, staged, decoder = jax.device_put(
-            (variables, staged, pipeline.vae.params), everywhere, may_alias=True
-        )
+        variables, staged, decoder = jax.device_put((variables, staged, pipeline.vae.params), everywhere)
         pipeline = pipeline._replace(vae=pipeline.vae._replace(params=decoder))
     stochastic = is_stochastic(sampler, settings.eta)
     devices = 1 if mesh is None else mesh.size
@@ -208,17 +206,21 @@ def make_pictures(
     for first in range(0, len(jobs), devices * settings.batch_size):
         batch = list(jobs[first : first + devices * settings.batch_size])
         filled = batch + batch[-1:] * (devices * settings.batch_size - len(batch))
-        # Device i has pictures i, i + devices, ...: those that are decoded at once follow each other.
-        inputs = [begin(filled[i::devices]) for i in range(devices)]
+        # Each device has a batch that one device alone would make, too.
+        size = settings.batch_size
+        inputs = [begin(filled[i * size : (i + 1) * size]) for i in range(devices)]
         given = inputs[0] if mesh is None else programs.place(mesh, inputs)
         with matmul_precision(pipeline):
             latents = programs.denoise(
                 variables, staged, lows, *given, settings.guidance, mesh=mesh, **sampling
             )
-            parts = latents.reshape(devices, settings.batch_size, *shape)
-            for row in range(-(-len(batch) // devices)):
-                of_row = batch[row * devices : (row + 1) * devices]
-                yield from decode_all(pipeline, parts[:, row], of_row, mesh)
+            if mesh is None:
+                for i, job in enumerate(batch):
+                    yield decode(pipeline, latents[i], job)
+                continue
+            parts = latents.reshape(devices, size, *shape)
+            rows = [decode_all(pipeline, parts[:, row], filled[row::size], mesh) for row in range(size)]
+            yield from [rows[i % size][i // size] for i in range(len(batch))]
 
 
 def devices_of(mesh: Mesh) -> Mesh | None:
@@ -328,13 +330,13 @@ def decode(pipeline: Pipeline, latents: Float[Array, "h w c"], job: Job) -> UInt
     Raises:
         ValueError: the picture is not finite.
     """
-    return next(decode_all(pipeline, latents[None], [job], None))
+    return decode_all(pipeline, latents[None], [job], None)[0]
 
 
 def decode_all(
     pipeline: Pipeline, latents: Float[Array, "n h w c"], jobs: Sequence[Job], mesh: Mesh | None
-) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Pictures from the latents of one for each device of a mesh; those without a job are left out.
+) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """Pictures from latents: one, or one for each device of a mesh.
 
     Raises:
         ValueError: a picture is not finite.
@@ -347,13 +349,14 @@ def decode_all(
         tile=TILE,
         overlap=TILE // 4,
     )
-    for decoded, job in zip(np.asarray(pictures, np.float32), jobs, strict=False):
-        if not np.isfinite(decoded).all():
+    decoded = np.asarray(pictures, np.float32)
+    for picture, job in zip(decoded, jobs, strict=True):
+        if not np.isfinite(picture).all():
             raise ValueError(
                 f"the picture of {job.prompt!r}, seed {job.seed}, is not finite: compute in bfloat16 or "
                 "float32 rather than float16, or lower the guidance; else the base's weights are damaged"
             )
-        yield to_uint8(decoded)
+    return [to_uint8(picture) for picture in decoded]
 
 
 def matmul_precision(pipeline: Pipeline):

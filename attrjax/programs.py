@@ -1,7 +1,8 @@
 """The compiled programs that pictures are made with: encode, denoise, decode.
 
-On a mesh every device runs, on rows of its own, the program that one device alone would run. Nothing crosses
-devices, so that a picture is the same to the last bit, however many of them there are.
+On a mesh every device does, with rows of its own, what one device alone would do, and nothing crosses
+devices. So a picture is the same however many there are, but for rounding: the compiler may fuse the program
+of several devices otherwise than that of one.
 """
 
 import functools
@@ -24,8 +25,9 @@ from attrjax.models.stages import at_timestep
 from attrjax.parallel.mesh import AXES
 
 ROWS, COPIED = PartitionSpec(AXES), PartitionSpec()
-# Of noise that is added on the way the leading axis is of evaluations.
-_PLACES = (ROWS, ROWS, PartitionSpec(None, AXES), ROWS, ROWS)
+# The axis of rows in each of what ``place`` puts on a mesh; noise that is added has evaluations before it.
+_ROW_AXES = (0, 0, 1, 0, 0)
+_PLACES = tuple(PartitionSpec(*(None,) * axis, AXES) for axis in _ROW_AXES)
 _STATIC = (
     *("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "rescale", "on_step"),
     "mesh",
@@ -40,8 +42,7 @@ def place(mesh: Mesh, inputs: Sequence[tuple]) -> tuple:
         inputs: what a single device would be given, for each of them.
     """
     placed = []
-    for where, *parts in zip(_PLACES, *inputs, strict=True):
-        axis = len(where) - 1
+    for axis, where, *parts in zip(_ROW_AXES, _PLACES, *inputs, strict=True):
 
         def joined(*leaves: Array, axis: int = axis) -> np.ndarray:
             return np.concatenate([np.asarray(leaf) for leaf in leaves], axis=axis)
