@@ -113,7 +113,8 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
         {"name": "look", "attribute": "appearance", "seed": 3} | paths[1],
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    config = listed(smallest_base, pictures, references=str(tmp_path / "list.jsonl"))
+    config = listed(smallest_base, pictures)
+    config.references = str(tmp_path / "list.jsonl")
     config.prior.count = 0
     config.other.update({"initial": "at", "filter": "mlp", "steps": 3})
     config.other.probe.prompts = ("at {}",)

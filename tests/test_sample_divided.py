@@ -92,4 +92,4 @@ def test_two_processes_leave_the_files_of_one(smallest_base, tmp_path):
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
     assert [record["config"] for record in records] == [records[0]["config"]] * 2
     assert [record["chosen"] for record in records] == [records[0]["chosen"]] * 2
-    assert [sum("wrote 1 pictures" in output for output in outputs), len(outputs)] == [1, 2]
+    assert sum("wrote 2 pictures" in output for output in outputs) == 1
