@@ -69,6 +69,24 @@ def base_preset(name: str) -> dict[str, Any]:
     return BASES[name]
 
 
+def exchanged(config: ConfigDict) -> ConfigDict:
+    """The config of the other attribute: what ``config.other`` says, and what says the same of this one, have
+    changed places. The config itself stays as it is.
+    """
+
+    def exchange(own: ConfigDict, other: ConfigDict) -> None:
+        for key, value in other.items():
+            # What says some of the same; pairs of the other attribute are drawn by what has other names.
+            if isinstance(value, ConfigDict) and set(value) <= set(own[key]):
+                exchange(own[key], value)
+            else:
+                own[key], other[key] = value, own[key]
+
+    copy = ConfigDict(config.to_dict())
+    exchange(copy, copy.other)
+    return copy
+
+
 def did_you_mean(name: str, known: Any) -> str:
     """``; did you mean 'steps'?`` for the nearest known name, or all known names where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

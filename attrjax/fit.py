@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from jaxtyping import Array, Key, PyTree
 
-from attrjax.parallel.mesh import make_mesh
+from attrjax.parallel.mesh import make_mesh, on_host
 from attrjax.runs import check_run, use_compile_cache, write_record
 from attrjax.training import LossFn, TrainState, init_state, make_optimizer, make_step, train
 
@@ -77,4 +77,4 @@ def fit(
         logging.info("the time is up: go on with --resume")
         return None
     state = result.state
-    return jax.device_get(state.params if state.ema is None else state.ema)
+    return on_host(state.params if state.ema is None else state.ema)

@@ -4,10 +4,10 @@ side.
     pipeline = load_pipeline("DIRECTORY")
     pictures = generate(pipeline, ["a cat"], seeds=[0, 1], settings=Settings(steps=30))  # uint8 [2, H, W, 3]
 
-A picture depends on its prompt, seed and settings, not on what else is made with it.
+A picture depends on its prompt, seed and settings, not on what else is made with it, nor, up to rounding, on
+how many devices make pictures beside each other (``mesh=make_mesh()`` for all that there are).
 """
 
-import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,19 +15,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jaxtyping import Array, Float, Int, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
 
+from attrjax import programs
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.pictures import to_uint8
 from attrjax.data.prompts import Encoded, encode_negative, text_encoder
-from attrjax.diffusion.guidance import classifier_free
-from attrjax.diffusion.samplers import SAMPLERS
 from attrjax.diffusion.schedule import Schedule, sampler_for, schedule_from_config
 from attrjax.diffusion.steps import plan, start_index
-from attrjax.models.convolution import prepare
-from attrjax.models.stages import Stage, at_timestep, stacked
+from attrjax.models.stages import Stage, stacked
 from attrjax.models.vae import scale_latents, tiled_decode, unscale_latents
+from attrjax.parallel.mesh import local_mesh
 
 # What a seed's key is folded with, so that no two uses of a seed share random numbers.
 INITIAL_NOISE, STEP_NOISE, ENCODER_NOISE = range(3)
@@ -47,7 +46,7 @@ class Settings(NamedTuple):
         eta: in [0, 1], how much fresh noise DDIM adds.
         height, width: of the pictures in pixels; 0 for the size of the latents, or else that of the base.
         strength: in (0, 1], how much of an initial picture is made anew.
-        batch_size: pictures at a time; the last batch is filled up.
+        batch_size: pictures at a time on each device; the last batch is filled up.
     """
 
     negative_prompt: str = ""
@@ -80,6 +79,7 @@ def generate(
     init_picture: Float[np.ndarray, "H W 3"] | None = None,
     adapters: Mapping[str, Any] | None = None,
     stages: Sequence[Stage] = (),
+    mesh: Mesh | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> UInt8[np.ndarray, "n H W 3"]:
     """Make a picture for every prompt and seed.
@@ -94,17 +94,27 @@ def generate(
         adapters: bound adapters by component (``models.adapters.bind``): unet, text_encoder, text_encoder_2.
         stages: the UNet's weights and adapters by timestep, from high to low, where they are not the same for
             all; the last goes down to 0.
-        on_step: called on the host after each evaluation of the network, for progress.
+        mesh: whose devices share the pictures out among themselves, ``settings.batch_size`` to each at a
+            time; of several processes each calls for pictures of its own. None for the default device.
+        on_step: called on the host after each evaluation of the network on a device, for progress.
 
     Returns:
         the pictures.
 
     Raises:
-        ValueError: sizes or shapes that do not fit, unknown samplers, and pictures that are not finite.
+        ValueError: sizes or shapes that do not fit, unknown samplers, a mesh that divides the base, and
+            pictures that are not finite.
     """
     jobs = make_jobs(prompts, seeds, latents)
     made = make_pictures(
-        pipeline, jobs, settings, init_picture=init_picture, adapters=adapters, stages=stages, on_step=on_step
+        pipeline,
+        jobs,
+        settings,
+        init_picture=init_picture,
+        adapters=adapters,
+        stages=stages,
+        mesh=mesh,
+        on_step=on_step,
     )
     return np.stack(list(made))
 
@@ -144,9 +154,11 @@ def make_pictures(
     init_picture: Float[np.ndarray, "H W 3"] | None = None,
     adapters: Mapping[str, Any] | None = None,
     stages: Sequence[Stage] = (),
+    mesh: Mesh | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """``generate`` for any list of jobs, a picture at a time."""
+    mesh = None if mesh is None else devices_of(mesh)
     sampler, schedule = choose_sampler(pipeline, settings)
     start = 0 if init_picture is None else start_index(settings.strength, settings.steps)
     evaluations = len(plan(schedule, settings.steps).timesteps)
@@ -173,24 +185,57 @@ def make_pictures(
     if not stages:
         stages = [Stage(0, pipeline.unet.params, (adapters or {}).get("unet", {}))]
     variables, staged, lows = stacked(stages)
+    if mesh is not None:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        variables, staged, decoder = jax.device_put((variables, staged, pipeline.vae.params), everywhere)
+        pipeline = pipeline._replace(vae=pipeline.vae._replace(params=decoder))
     stochastic = is_stochastic(sampler, settings.eta)
-    for first in range(0, len(jobs), settings.batch_size):
-        batch = list(jobs[first : first + settings.batch_size])
-        filled = batch + batch[-1:] * (settings.batch_size - len(batch))
-        noise = np.stack([initial_noise(job, shape) for job in filled])
+    devices = 1 if mesh is None else mesh.size
+
+    def begin(batch: Sequence[Job]) -> tuple:
+        """What one device reads of its pictures."""
+        noise = np.stack([initial_noise(job, shape) for job in batch])
         fresh = clean = None
         if stochastic:
-            fresh = jnp.stack([step_noise(job.seed, evaluations, shape) for job in filled], axis=1)
+            fresh = jnp.stack([step_noise(job.seed, evaluations, shape) for job in batch], axis=1)
         if moments is not None:
-            clean = jnp.concatenate([_clean_latents(pipeline, moments, job.seed) for job in filled])
-        text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[texts[job.prompt] for job in filled])
-        context, added = conditions(pipeline, text, negative, settings, shape[:2])
+            clean = jnp.concatenate([_clean_latents(pipeline, moments, job.seed) for job in batch])
+        text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[texts[job.prompt] for job in batch])
+        return noise, clean, fresh, *conditions(pipeline, text, negative, settings, shape[:2])
+
+    for first in range(0, len(jobs), devices * settings.batch_size):
+        batch = list(jobs[first : first + devices * settings.batch_size])
+        filled = batch + batch[-1:] * (devices * settings.batch_size - len(batch))
+        # Each device has a batch that one device alone would make, too.
+        size = settings.batch_size
+        inputs = [begin(filled[i * size : (i + 1) * size]) for i in range(devices)]
+        given = inputs[0] if mesh is None else programs.place(mesh, inputs)
         with matmul_precision(pipeline):
-            latents = _denoise(
-                variables, staged, lows, noise, clean, fresh, context, added, settings.guidance, **sampling
+            latents = programs.denoise(
+                variables, staged, lows, *given, settings.guidance, mesh=mesh, **sampling
             )
-            for i, job in enumerate(batch):
-                yield decode(pipeline, latents[i], job)
+            if mesh is None:
+                for i, job in enumerate(batch):
+                    yield decode(pipeline, latents[i], job)
+                continue
+            parts = latents.reshape(devices, size, *shape)
+            rows = [decode_all(pipeline, parts[:, row], filled[row::size], mesh) for row in range(size)]
+            yield from [rows[i % size][i // size] for i in range(len(batch))]
+
+
+def devices_of(mesh: Mesh) -> Mesh | None:
+    """This process's part of a mesh, which makes pictures by itself; None where that is a single device.
+
+    Raises:
+        ValueError: the mesh divides the base.
+    """
+    if mesh.shape["fsdp"] > 1:
+        raise ValueError(
+            f"fsdp={mesh.shape['fsdp']} would divide the base, and devices that make pictures hold all of it "
+            "each: --config.mesh.fsdp=1 --config.mesh.data=-1"
+        )
+    own = local_mesh(mesh)
+    return own if own.size > 1 else None
 
 
 def choose_sampler(pipeline: Pipeline, settings: Settings) -> tuple[str, Schedule]:
@@ -285,18 +330,33 @@ def decode(pipeline: Pipeline, latents: Float[Array, "h w c"], job: Job) -> UInt
     Raises:
         ValueError: the picture is not finite.
     """
+    return decode_all(pipeline, latents[None], [job], None)[0]
+
+
+def decode_all(
+    pipeline: Pipeline, latents: Float[Array, "n h w c"], jobs: Sequence[Job], mesh: Mesh | None
+) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """Pictures from latents: one, or one for each device of a mesh.
+
+    Raises:
+        ValueError: a picture is not finite.
+    """
     vae = pipeline.vae
-    z = unscale_latents(latents[None].astype(jnp.float32), *latent_scale(pipeline))
-    picture = tiled_decode(
-        lambda part: _decode(vae.params, part, vae=vae.module), z, tile=TILE, overlap=TILE // 4
+    z = unscale_latents(latents.astype(jnp.float32), *latent_scale(pipeline))
+    pictures = tiled_decode(
+        lambda part: programs.decode(vae.params, part, vae=vae.module, mesh=mesh),
+        z,
+        tile=TILE,
+        overlap=TILE // 4,
     )
-    decoded = np.asarray(picture[0], np.float32)
-    if not np.isfinite(decoded).all():
-        raise ValueError(
-            f"the picture of {job.prompt!r}, seed {job.seed}, is not finite: compute in bfloat16 or float32 "
-            "rather than float16, or lower the guidance; else the base's weights are damaged"
-        )
-    return to_uint8(decoded)
+    decoded = np.asarray(pictures, np.float32)
+    for picture, job in zip(decoded, jobs, strict=True):
+        if not np.isfinite(picture).all():
+            raise ValueError(
+                f"the picture of {job.prompt!r}, seed {job.seed}, is not finite: compute in bfloat16 or "
+                "float32 rather than float16, or lower the guidance; else the base's weights are damaged"
+            )
+    return [to_uint8(picture) for picture in decoded]
 
 
 def matmul_precision(pipeline: Pipeline):
@@ -311,7 +371,7 @@ def _encode_picture(pipeline: Pipeline, picture: np.ndarray, shape: tuple[int, i
         raise ValueError(
             f"the initial picture is {list(picture.shape)}, not [{shape[0] * factor}, {shape[1] * factor}, 3]"
         )
-    return _encode(pipeline.vae.params, picture[None], vae=pipeline.vae.module)
+    return programs.encode(pipeline.vae.params, picture[None], vae=pipeline.vae.module)
 
 
 def _clean_latents(pipeline: Pipeline, moments: Any, seed: int) -> Float[Array, "1 h w c"]:
@@ -322,71 +382,3 @@ def _clean_latents(pipeline: Pipeline, moments: Any, seed: int) -> Float[Array, 
 def latent_scale(pipeline: Pipeline) -> tuple[float, float | None]:
     """The VAE's factor and shift; configs of Stable Diffusion 1.x do not name the factor."""
     return pipeline.vae.config.get("scaling_factor", 0.18215), pipeline.vae.config.get("shift_factor")
-
-
-_STATIC = ("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "rescale", "on_step")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _denoise(
-    variables: dict[str, Any],
-    staged: dict[str, Any],
-    lows: Int[Array, " stages-1"],
-    noise: Float[Array, "b h w c"],
-    clean: Float[Array, "b h w c"] | None,
-    fresh: Float[Array, "n b h w c"] | None,
-    context: Float[Array, "bb t d"],
-    added: dict[str, Array] | None,
-    guidance: float,
-    *,
-    unet: nn.Module,
-    scheduler: tuple[str, str | None],
-    sampler: str,
-    steps: int,
-    start: int,
-    eta: float,
-    guided: bool,
-    rescale: float,
-    on_step: Callable[[int], None] | None,
-) -> Float[Array, "b h w c"]:
-    """The whole sampling run of a batch as one program; the scheduler's config is text so that it can be a
-    key.
-    """
-    config, pipeline_class = scheduler
-    schedule = schedule_from_config(json.loads(config), sampler, pipeline=pipeline_class)
-
-    if jax.default_backend() == "cpu" and unet.dtype == jnp.float32:
-        # Transformed once for all steps, not in every step.
-        variables = variables | {"winograd": prepare(variables.get("params", {}))}
-        if "params" in staged:
-            staged = staged | {"winograd": jax.vmap(prepare)(staged["params"])}
-
-    def denoise(x, t, i):
-        return unet.apply(at_timestep(t, variables, staged, lows), x, t, context, added_cond=added)
-
-    if guided:
-        denoise = classifier_free(denoise, guidance, rescale)
-    options: dict[str, Any] = {
-        "steps": steps,
-        "start": start,
-        "clean": clean,
-        "noise": fresh,
-        "on_step": on_step,
-    }
-    if sampler == "ddim":
-        options["eta"] = eta
-    latents: Any = SAMPLERS[sampler](
-        denoise, noise, schedule, **options
-    )  # without trajectory, always an array
-    return latents
-
-
-@functools.partial(jax.jit, static_argnames=("vae",))
-def _decode(params: dict[str, Any], z: Float[Array, "1 h w c"], *, vae: nn.Module) -> Float[Array, "1 H W 3"]:
-    picture: Any = vae.apply({"params": params}, z, method="decode")  # linen types it with mutable variables
-    return picture
-
-
-@functools.partial(jax.jit, static_argnames=("vae",))
-def _encode(params: dict[str, Any], picture: Float[Array, "1 H W 3"], *, vae: nn.Module):
-    return vae.apply({"params": params}, picture, method="encode")

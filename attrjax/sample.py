@@ -4,6 +4,8 @@ set).
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ from attrjax.generate import (
     Job,
     Settings,
     choose_sampler,
+    devices_of,
     is_stochastic,
     latent_shape,
     make_jobs,
@@ -35,13 +38,15 @@ from attrjax.generate import (
     vae_factor,
 )
 from attrjax.models.adapters import Tree, bind, combine
+from attrjax.parallel.mesh import make_mesh
+from attrjax.parallel.start import together
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import check_run, compile_seconds, slug, timed, use_compile_cache, write_record, write_whole
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 T = TypeVar("T")
 # A run that goes on may be asked for more pictures, and may make them at another pace.
-MAY_CHANGE = ("prompts", "seeds", "batch_size", "cache_dir", "progress")
+MAY_CHANGE = ("prompts", "seeds", "batch_size", "cache_dir", "progress", "mesh")
 
 
 def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
@@ -50,6 +55,9 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     It gets ``samples/PROMPT-SEED.png`` for every prompt and seed, ``grid.png`` with all of them, and
     ``run.json`` with config, versions, what was chosen and how long it took. With ``resume``, pictures that
     are there are kept.
+
+    Pictures are divided over the devices. Each of several processes makes and writes a share of its own, and
+    the first one writes the rest when all are there.
 
     Raises:
         ValueError, FileNotFoundError: the config does not fit the base or itself, or files are missing or
@@ -62,6 +70,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
     jobs = make_jobs(config["prompts"], config["seeds"], read_latents(config["latents"]))
     settings = make_settings(config)
+    mesh = devices_of(make_mesh(**config["mesh"]))
     use_compile_cache(config["cache_dir"])
 
     timings: dict[str, float] = {}
@@ -81,10 +90,16 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     if init_picture is not None:
         evaluations -= start_index(settings.strength, settings.steps)
 
-    directory = Path(workdir)
-    write_record(directory, config)
+    directory, first = Path(workdir), jax.process_index() == 0
     paths = [picture_path(directory, job) for job in jobs]
     missing = [(job, path) for job, path in zip(jobs, paths, strict=True) if not path.exists()]
+    together("looked")  # before one of the processes writes
+    if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
+        # jax has taken SIGTERM for what saves its step. Here it ends the program: what was made is there.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if first:
+        write_record(directory, config)
+    own = missing[jax.process_index() :: jax.process_count()]
     chosen = {
         "base": str(pipeline.path),
         "sampler": sampler,
@@ -101,10 +116,11 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         len(jobs) - len(missing),
     )
     stepwise = per_step_progress(config["progress"])
-    batches = -(-len(missing) // settings.batch_size)
-    total = evaluations * (batches * settings.batch_size if stepwise else len(missing))
+    at_once = settings.batch_size * (mesh.size if mesh else 1)
+    total = evaluations * (-(-len(own) // at_once) * at_once if stepwise else len(own))
     logging.info("compiling; the bar begins with the first %s", "step" if stepwise else "picture")
-    bar = tqdm(total=total, unit="step", leave=False, delay=0.001)  # a delay keeps it away until then
+    # A delay keeps it away until then.
+    bar = tqdm(total=total, unit="step", leave=False, delay=0.001, disable=not first)
     with timed(timings, "make"), compile_seconds() as compiling, bar:
 
         def on_step(_: int) -> None:
@@ -117,20 +133,24 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
 
         pictures = make_pictures(
             pipeline,
-            [job for job, _ in missing],
+            [job for job, _ in own],
             settings,
             init_picture=init_picture,
             adapters=adapters,
             stages=stages,
+            mesh=mesh,
             on_step=on_step if stepwise else None,
         )
-        for picture, (_, path) in zip(pictures, missing, strict=True):
+        for picture, (_, path) in zip(pictures, own, strict=True):
             write_whole(path, png_bytes(picture))
             if not stepwise:
                 bar.update(evaluations)
     timings["compile"] = round(sum(compiling), 3)
-    if missing:
-        timings["per_picture"] = round((timings["make"] - timings["compile"]) / len(missing), 3)
+    if own:
+        timings["per_picture"] = round((timings["make"] - timings["compile"]) / len(own), 3)
+    together("made")
+    if not first:
+        return
     write_record(directory, config, {"chosen": chosen, "timings": timings})
     name = config["base"] or "the bundled base"
     made_with = f"{name} · {sampler}, {settings.steps} steps, guidance {settings.guidance:g}"

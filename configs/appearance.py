@@ -8,30 +8,32 @@ python -m attrjax.main --config=configs/sample.py --config.attributes='("runs/ap
 --config.prompts='("a mug made of <appearance>",)' --workdir=runs/mine
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import shape
+from attrjax.arguments import exchanged
+
+# All in which it differs from configs/shape.py, whose ``other`` this is.
+RECIPE: dict[str, Any] = {
+    "attribute": "appearance",
+    "placeholder": "<appearance>",
+    "initial": "stone wood metal",  # the mean of these words
+    "filter": "appearance",
+    "partition": "decoder",
+    "sampling_timesteps": (0, 750),  # the base lays out the form before
+    # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
+    # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.
+    "draw": {"patch": (0.8, 1.6), "zoom": (0.95, 1.1), "turn": 0.1, "elastic": 0.01, "flip": 0.5},
+    "steps": 100,
+    "probe": {
+        "prompts": ("a ball made of {}", "a vase made of {}", "a chair made of {}", "a star made of {}")
+    },
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """All that can be set, with ``--config.NAME=VALUE``."""
-    config = shape.get_config(arg)
-    config.attribute = "appearance"
-    config.placeholder = "<appearance>"
-    config.initial = "stone wood metal"  # the mean of these words
-    config.filter = "appearance"
-    config.partition = "decoder"
-    config.sampling_timesteps = (0, 750)  # the base lays out the form before
-    # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
-    # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.
-    config.draw = ConfigDict(
-        {"patch": (0.8, 1.6), "zoom": (0.95, 1.1), "turn": 0.1, "elastic": 0.01, "flip": 0.5}
-    )
-    config.steps = 100
-    config.probe.prompts = (
-        "a ball made of {}",
-        "a vase made of {}",
-        "a chair made of {}",
-        "a star made of {}",
-    )
-    return config
+    from configs import shape  # here, for it takes the recipe above when it is imported
+
+    return exchanged(shape.get_config(arg))

@@ -23,16 +23,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if asked.attribute not in ("shape", "appearance"):
         raise ValueError(f"attribute={asked.attribute!r} must be shape or appearance")
     config = (shape if asked.attribute == "shape" else appearance).get_config()
-    blocks = "down" if asked.attribute == "shape" else "up"
-    config.filter = "mlp"
+    config.filter = config.other.filter = "mlp"
     config.filter_weights = "none"
     config.num_tokens = 1
-    config.partition = (
-        rf"{blocks}_blocks_\d+/.*/attn[12]/to_[qkv]/kernel offset:3; {blocks}_blocks_\d+/.* train; .* freeze"
-    )
+    for recipe in (config, config.other):
+        blocks = "down" if recipe.attribute == "shape" else "up"
+        recipe.partition = (
+            rf"{blocks}_blocks_\d+/.*/attn[12]/to_[qkv]/kernel offset:3; "
+            rf"{blocks}_blocks_\d+/.* train; .* freeze"
+        )
     config.pairs = "whole"
-    config.timesteps = config.sampling_timesteps = (0, 1000)
-    config.steps = 1000
+    config.timesteps = (0, 1000)
+    config.sampling_timesteps = config.other.sampling_timesteps = (0, 1000)
+    config.steps = config.other.steps = 1000
     config.batch_size = 1
     config.optimizer = ConfigDict(
         {"learning_rate": 2e-5, "decay": "constant", "weight_decay": 0.01, "b2": 0.999, "clip": 0.0}

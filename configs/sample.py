@@ -60,7 +60,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # How they are computed.
     config.dtype = "float32"  # bfloat16 is several times faster on accelerators
     config.attention = "auto"  # or force one: xla, chunked, cudnn, splash
-    config.batch_size = 0  # pictures at a time; 0 is 1 on a CPU and 4 elsewhere
+    config.batch_size = 0  # pictures at a time on each device; 0 is 1 on a CPU and 4 elsewhere
+    # Pictures are divided over all devices, each of which holds the whole base.
+    config.mesh = ConfigDict({"concept": 1, "data": -1, "fsdp": 1})
     config.progress = "auto"  # the bar moves with every step or picture; step on CPUs, picture elsewhere
     config.cache_dir = "~/.cache/attrjax/jit"  # compiled programs are kept here; "" for nowhere
     return config

@@ -8,8 +8,9 @@ python -m attrjax.main --config=configs/shape.py --workdir=runs/shape --config.r
                                   image_encoder
     --config.references=LIST      many pictures at once in place of one: a JSON object in each line, such as
                                   {"reference": "mug.png", "mask": "mug-mask.png"}; also "name" of its
-                                  directory in the workdir, "steps", "seed", "placeholder", and "prompts" of
-                                  its probes. Then runs/list/NAME is what runs/shape is of one
+                                  directory in the workdir, "attribute" where it is not this config's,
+                                  "steps", "seed", "placeholder", and "prompts" of its probes. Then
+                                  runs/list/NAME is what runs/shape is of one
 
 Without a reference it learns from a picture that comes with the package. Writes runs/shape/index.html, which
 shows what came of it, and runs/shape/attribute.safetensors. Then
@@ -21,6 +22,7 @@ python -m attrjax.main --config=configs/sample.py --config.attributes='("runs/sh
 from ml_collections import ConfigDict
 
 from attrjax.arguments import parse_arg
+from configs.appearance import RECIPE
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -95,6 +97,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "batch_size": 8,
         }
     )
+
+    # Lines of a list that say the other attribute are learned with this in place of what stands above, and
+    # with the rest as it is above: steps=50 is for this config's own attribute, other.steps=50 for the other
+    # one, and batch_size=4 for both.
+    config.other = ConfigDict(RECIPE)
 
     config.dtype = "float32"  # that networks compute in; bfloat16 is several times faster on accelerators
     config.ema_decay = 0.0  # of a moving average of what is learned; 0 for none

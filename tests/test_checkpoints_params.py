@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,55 @@ def test_a_leaf_split_over_devices_is_read_in_parts(tmp_path):
     assert sorted(copied) == sorted(
         [[3, 3, 2, 4]] * 4 + [[4, 6]] * 2 + [[8], [8], [5, 8]]  # replicas share one copy
     )
+
+
+DIVIDED = {"conv_in/kernel": (3, 3, 64, 128), "proj/kernel": (256, 128), "norm/scale": (128,)}
+SHARE = """
+import json, sys
+from pathlib import Path
+from attrjax.parallel.start import start
+directory, port, process = sys.argv[1:]
+start(f"localhost:{port}", 2, int(process))
+import jax
+from attrjax.checkpoints import params
+from attrjax.parallel.mesh import make_mesh, on_host, shard_leaf
+from tests.test_checkpoints_params import DIVIDED, STEM, abstract, assert_trees_equal
+given = Path(directory), STEM, abstract(DIVIDED)
+expected = jax.device_get(params.load_params(*given))
+read, copy = [], params._host_copy
+params._host_copy = lambda view, dtype: read.append(view.nbytes) or copy(view, dtype)
+mesh = make_mesh(data=1, fsdp=8)
+loaded = params.load_params(*given, sharding=lambda path, shape: shard_leaf(mesh, shape))
+shards = loaded["conv_in"]["kernel"].addressable_shards
+assert [shard.data.shape for shard in shards] == [(3, 3, 64, 16)] * 4
+assert_trees_equal(on_host(loaded), expected)
+print(json.dumps(sum(read)))
+"""
+
+
+def test_of_two_processes_each_reads_what_its_devices_hold(tmp_path):
+    random = np.random.default_rng(0)
+    leaves = {path: random.standard_normal(shape).astype(np.float32) for path, shape in DIVIDED.items()}
+    save_params(tmp_path, STEM, unflatten_dict(leaves, sep="/"), dtype=np.float16)
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARE, str(tmp_path), str(port), str(process)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    ended = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ended
+    halves = sum(leaves[path].size for path in ("conv_in/kernel", "proj/kernel")) // 2
+    assert [json.loads(output.splitlines()[-1]) for output, _ in ended] == [2 * (halves + 128)] * 2
 
 
 MEMORY = """

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from attrjax.arguments import exchanged
 from attrjax.attributes import many
 from attrjax.attributes.concepts import read_list
 from attrjax.attributes.customize import customize
@@ -19,7 +20,7 @@ from attrjax.attributes.measure import Probe
 from attrjax.attributes.probing import ended, read_probes
 from attrjax.checkpoints.attribute import load_attribute
 from attrjax.metrics_log import METRICS
-from configs import shape
+from configs import appearance, shape
 from tests.reference_cases import small, write_disc
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +105,44 @@ def test_each_has_a_directory_and_the_list_a_page(learned):
     assert text.count("<img ") == 2 and 'href="b-c/index.html"' in text
 
 
+def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
+    """Lines of the other attribute are what its own config makes of them, and tune its part of the UNet."""
+    paths = [dict(zip(("reference", "mask"), map(str, found), strict=True)) for found in pictures[1]]
+    lines = [
+        {"name": "form"} | paths[0],
+        {"name": "look", "attribute": "appearance", "seed": 3} | paths[1],
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = listed(smallest_base, pictures)
+    config.references = str(tmp_path / "list.jsonl")
+    config.prior.count = 0
+    config.other.update({"initial": "at", "filter": "mlp", "steps": 3})
+    config.other.probe.prompts = ("at {}",)
+    form, look = read_list(config)
+    alone = recipe(smallest_base, pictures[1][1], seed=3, steps=3)
+    alone.prior.count = 0
+    alone.update({name: appearance.RECIPE[name] for name in ("attribute", "placeholder", "partition")})
+    alone.sampling_timesteps = appearance.RECIPE["sampling_timesteps"]
+    alone.optimizer.learning_rate = appearance.RECIPE["optimizer"]["learning_rate"]
+    alone.probe.prompts = ("at {}",)
+    ignored = ("other", "cache_dir")
+    assert {k: v for k, v in look.config.items() if k not in ignored} == {
+        k: v for k, v in alone.items() if k not in ignored
+    }
+    assert exchanged(look.config).attribute == form.config.attribute == "shape"
+
+    customize(config, str(tmp_path / "run"))
+    learned = {name: load_attribute(tmp_path / "run" / name) for name in ("form", "look")}
+    assert {name: one.attribute for name, one in learned.items()} == {"form": "shape", "look": "appearance"}
+    assert learned["look"].word == "<appearance>"
+    for name, blocks in (("form", "down_blocks_"), ("look", "up_blocks_")):
+        assert learned[name].adapter and all(path.startswith(blocks) for path in learned[name].adapter)
+    assert sorted(path.name for path in (tmp_path / "run/stacks").iterdir()) == ["0", "1"]
+    text = (tmp_path / "run/index.html").read_text()
+    assert "The shape or the appearance of 2 pictures" in text
+    assert "Mean gain in shape" in text and "Mean gain in appearance" in text
+
+
 def test_a_run_that_was_killed_goes_on_where_it_was(learned, smallest_base, pictures, tmp_path, monkeypatch):
     written = []
 
@@ -175,7 +214,7 @@ def test_patience_ends_a_run_at_the_measurement():
         ('{"reference": "r.png", "prompts": "a {}"}', "must be of type list"),
         ('{"reference": "r.png", "name": "../x"}', "is to be a directory"),
         ('{"reference": "r.png", "name": "one"}', "is that of line 1 already"),
-        ('{"reference": "r.png", "attribute": "appearance"}', "make two lists"),
+        ('{"reference": "r.png", "attribute": "apearance"}', "did you mean 'appearance'"),
     ],
 )
 def test_a_bad_line_is_named(smallest_base, pictures, tmp_path, line, message):

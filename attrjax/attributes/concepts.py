@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from attrjax.arguments import did_you_mean, one_line
+from attrjax.arguments import did_you_mean, exchanged, one_line
 from attrjax.attributes.learner import Base, check_config, read_reference
 from attrjax.checkpoints.attribute import placeholder_error
 from attrjax.runs import slug
@@ -78,6 +78,24 @@ def read_list(config: Mapping[str, Any]) -> list[Concept]:
     return concepts
 
 
+def recipe_for(config: Mapping[str, Any], attribute: str) -> ConfigDict:
+    """A list's config for the lines of an attribute: itself, or with ``config.other`` in its place.
+
+    Raises:
+        ValueError: neither is for that attribute.
+    """
+    own = ConfigDict(ConfigDict(config).to_dict())
+    if attribute == own.attribute:
+        return own
+    known = (own.attribute, own.get("other", ConfigDict()).get("attribute", ""))
+    if attribute not in known:
+        raise ValueError(
+            f"attribute={attribute!r} is not what this config learns, nor its config.other"
+            f"{did_you_mean(attribute, known)}"
+        )
+    return exchanged(own)
+
+
 def check_references(concepts: list[Concept], base: Base) -> None:
     """Whether every reference can be learned on a base, before anything is.
 
@@ -141,13 +159,7 @@ def _name_of(line: Mapping[str, Any], taken: Mapping[str, str]) -> str:
 
 def _config_of(config: Mapping[str, Any], line: Mapping[str, Any]) -> ConfigDict:
     """The config of a run that learns a line alone."""
-    attribute = line.get("attribute", config["attribute"])
-    if attribute != config["attribute"]:
-        raise ValueError(
-            f"attribute={attribute!r} in a list that is learned with attribute={config['attribute']!r}: make "
-            f"two lists, and learn one with configs/shape.py and one with configs/appearance.py"
-        )
-    own = ConfigDict(ConfigDict(config).to_dict())
+    own = recipe_for(config, line.get("attribute", config["attribute"]))
     own.references = ""
     for key in ("reference", "mask", "placeholder", "steps", "seed"):
         if key in line:

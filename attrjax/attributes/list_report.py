@@ -39,28 +39,31 @@ def write_list_report(
         places: the concepts' directories.
         seconds: that this call of the program took.
     """
-    attribute = config["attribute"]
     records = {place.name: json.loads((place / RECORD).read_text()) for place in sorted(places)}
     chosen = {name: record["results"]["chosen"] for name, record in records.items()}
+    learned = {name: record["config"]["attribute"] for name, record in records.items()}
     cards = [Image.open(directory / name / CARD).convert("RGB") for name in records]
     rows = [
-        [name, record["config"]["reference"], round(of["gain"], 3), round(of["leakage"], 3), of["step"]]
+        [
+            *(name, learned[name], record["config"]["reference"]),
+            *(round(of["gain"], 3), round(of["leakage"], 3), of["step"]),
+        ]
         for (name, record), of in zip(records.items(), chosen.values(), strict=True)
     ]
-    facts = {
-        "References": len(rows),
-        f"Mean gain in {attribute}": float(np.mean([of["gain"] for of in chosen.values()])),
-        f"Mean leakage of {OTHER[attribute]}": float(np.mean([of["leakage"] for of in chosen.values()])),
-        "Peak memory": f"{peak_memory() / 1e9:.1f} GB",
-        "Computed on": versions()["device"],
-    }
+    facts: dict[str, Any] = {"References": len(rows)}
+    for attribute in sorted(set(learned.values())):
+        own = [of for name, of in chosen.items() if learned[name] == attribute]
+        facts[f"Mean gain in {attribute}"] = float(np.mean([of["gain"] for of in own]))
+        facts[f"Mean leakage of {OTHER[attribute]}"] = float(np.mean([of["leakage"] for of in own]))
+    facts |= {"Peak memory": f"{peak_memory() / 1e9:.1f} GB", "Computed on": versions()["device"]}
+    what = " or the ".join(sorted(set(learned.values()), reverse=True))
     word = next(iter(records.values()))["config"]["placeholder"]
     base = f"--config.base={config['base']} " if config["base"] else ""
     text = page.page(
-        f"The {attribute} of {len(rows)} pictures",
+        f"The {what} of {len(rows)} pictures",
         [
             page.paragraph(
-                f"attrjax learned the {attribute} of each picture in {config['references']}, and no more of "
+                f"attrjax learned the {what} of each picture in {config['references']}, and no more of "
                 "it. On the left what was learned from, beside it what its word then makes."
             ),
             page.picture_table(
@@ -68,7 +71,7 @@ def write_list_report(
                 caption="All of them", cell=96 * cards[0].width // cards[0].height,
             ),
             page.data_table(
-                ("Name", "Reference", f"Gain in {attribute}", f"Leakage of {OTHER[attribute]}", "Step"),
+                ("Name", "Attribute", "Reference", "Gain", "Leakage of the other one", "Step"),
                 rows, "What was measured at the step that was kept",
             ),
             page.section("Each by itself", page.links({name: f"{name}/index.html" for name in records})),

@@ -1,24 +1,24 @@
 """A list of references, learned at once: what ``customize`` does with ``config.references``.
 
-The list is dealt out to the devices in turns of ``config.stack`` pictures each. The concepts of a turn are
-learned side by side (``stack``, ``phases``), and each leaves what a run of its own would.
+The list is dealt out to the devices in turns of ``config.stack`` pictures each, all of one attribute: the two
+tune different parts of the UNet, so each has its own step. The concepts of a turn are learned side by side
+(``stack``, ``phases``), and each leaves what a run of its own would.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from attrjax.attributes import stack
 from attrjax.attributes.batches import Tools, batches, make_tools, prior
-from attrjax.attributes.concepts import STACKS, Concept, check_references, read_list
+from attrjax.attributes.concepts import STACKS, Concept, check_references, read_list, recipe_for
 from attrjax.attributes.learner import (
     Base,
     Learner,
@@ -44,6 +44,7 @@ from attrjax.attributes.probing import (
 )
 from attrjax.fit import STEPS, begin
 from attrjax.parallel.mesh import make_mesh
+from attrjax.parallel.start import together
 from attrjax.runs import RECORD, check_run, plain, timed, write_record
 
 # What may differ in a list's run that goes on. Other devices, or other steps, would be other stacks.
@@ -51,10 +52,10 @@ MAY_CHANGE = ("max_seconds", "log_every", "save_every", "cache_dir")
 
 
 class Workshop(NamedTuple):
-    """What all turns share.
+    """What all turns of an attribute share.
 
     Attributes:
-        config: of the list.
+        config: of the list, for this attribute.
         base: that is tuned.
         mesh: of the devices.
         most: rows of a device in the largest stack.
@@ -75,10 +76,11 @@ class Workshop(NamedTuple):
 
 
 def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
-    """Learn the config's attribute of every reference in ``config.references``, a JSON object in each line.
+    """Learn an attribute of every reference in ``config.references``, a JSON object in each line.
 
     Args:
-        config: of ``configs/shape.py``; what a line says of its own is ``concepts.read_list``'s.
+        config: of ``configs/shape.py``; what a line says of its own is ``concepts.read_list``'s. Lines of
+            the other attribute take ``config.other``.
         workdir: gets a directory for each reference with what a run of its own would leave, and
             ``index.html``, which shows all. Of several processes each writes those of its devices.
         resume: go on with what is there.
@@ -107,18 +109,21 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
     check_run(workdir, told, resume=resume, may_change=MAY_CHANGE)
     directory, _ = begin(told, workdir, resume=True)
     places = [directory / concept.name for concept in concepts]
-    made = [is_made(place) for place in places]
+    made = {concept.name for concept, place in zip(concepts, places, strict=True) if is_made(place)}
     together("made")  # before one of the processes makes more
 
-    at_once = config["stack"] * mesh.size
-    most = min(config["stack"], -(-len(concepts) // mesh.size))
-    shop = open_shop(config, base, mesh, most)
-    for number, first in enumerate(range(0, len(concepts), at_once)):
-        turn = slice(first, first + at_once)
-        if all(made[turn]):
+    def open_for(attribute: str) -> Workshop:
+        count = sum(concept.config["attribute"] == attribute for concept in concepts)
+        most = min(config["stack"], -(-count // mesh.size))
+        return open_shop(recipe_for(config, attribute), base, mesh, most)
+
+    shop_of = once(open_for, lambda attribute: attribute)
+    for number, turn in enumerate(turns_of(concepts, config["stack"] * mesh.size)):
+        if made.issuperset(concept.name for concept in turn):
             continue
-        logging.info("learning %s", ", ".join(concept.name for concept in concepts[turn]))
-        if not learn(shop, concepts[turn], directory, f"{STACKS}/{number}", started):
+        attribute = turn[0].config["attribute"]
+        logging.info("learning the %s of %s", attribute, ", ".join(concept.name for concept in turn))
+        if not learn(shop_of(attribute), turn, directory, f"{STACKS}/{number}", started):
             logging.info("the time is up: go on with --resume")
             return
     together("learned")
@@ -129,8 +134,17 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
         logging.info("wrote %d attributes and %s", len(places), directory / "index.html")
 
 
+def turns_of(concepts: Sequence[Concept], at_once: int) -> list[list[Concept]]:
+    """The concepts that are learned side by side, at most ``at_once`` of one attribute."""
+    turns: list[list[Concept]] = []
+    for attribute in dict.fromkeys(concept.config["attribute"] for concept in concepts):
+        own = [concept for concept in concepts if concept.config["attribute"] == attribute]
+        turns += [own[first : first + at_once] for first in range(0, len(own), at_once)]
+    return turns
+
+
 def open_shop(config: Mapping[str, Any], base: Base, mesh: Mesh, most: int) -> Workshop:
-    """What all turns share, made as it is needed."""
+    """What all turns of an attribute share, made as it is needed."""
     tools = make_tools(config, base.pipeline)
 
     def step_of(learner: Learner) -> Callable:
@@ -160,7 +174,7 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
     """Learn a turn's concepts; false where the time was up before the end.
 
     Args:
-        shop: what all turns share.
+        shop: what all turns of their attribute share.
         concepts: at most ``most`` for each device.
         directory: of the list's run.
         where: the turn's directory in it, for checkpoints.
@@ -219,7 +233,7 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
     return True
 
 
-def digest_of(concepts: list[Concept]) -> str:
+def digest_of(concepts: Sequence[Concept]) -> str:
     """A short digest of all that the lines of a list say, and what else may not change."""
     said = [
         (concept.name, {key: value for key, value in plain(concept.config).items() if key not in MAY_CHANGE})
@@ -232,12 +246,6 @@ def is_made(place: Path) -> bool:
     """Whether a concept's directory has all that it is to have."""
     record = place / RECORD
     return record.exists() and "results" in json.loads(record.read_text()) and (place / "index.html").exists()
-
-
-def together(where: str) -> None:
-    """Wait here for all processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
 
 
 def once(make: Callable[[Any], Any], key: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from attrjax.attrworld.batches import DATA, INIT, rendered
@@ -27,6 +28,7 @@ from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.fit import begin, fit
 from attrjax.generate import Settings, generate
 from attrjax.models.vae import scale_latents
+from attrjax.parallel.mesh import make_mesh, on_host, shard_leaf
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_whole
 from attrjax.training import LossFn, TrainState
@@ -80,7 +82,7 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         raise ValueError(f"chunk={config['chunk']} must be a multiple of {ENCODED}")
 
     def show(step: int, state: TrainState) -> None:
-        so_far = Component(module, jax.device_get(state.ema), network)
+        so_far = Component(module, on_host(state.ema), network)
         pipeline = Pipeline(
             path=directory,
             unet=so_far,
@@ -107,7 +109,8 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         **{name: config[name] for name in ("batch_size", "chunk", "chunks", "reuse", "empty")},
     )
     loss_fn = loss_of(module, text.module, scheduler, snr_gamma=config["snr_gamma"] or None)
-    params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"])
+    mesh = make_mesh(**config["mesh"])
+    params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"], mesh)
     every = (config["save_every"], show)
     trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=text.params, every=every)
     if trained is not None:
@@ -143,14 +146,15 @@ def loss_of(
     return loss_fn
 
 
-def _initial(module: Any, network: Mapping[str, Any], key: Key[Array, ""], init_from: str) -> Any:
-    """Weights to begin with: drawn, or those of a trained UNet of the same shape.
+def _initial(module: Any, network: Mapping[str, Any], key: Key[Array, ""], init_from: str, mesh: Mesh) -> Any:
+    """Weights to begin with: drawn, or those of a trained UNet of the same shape, where they lie on a mesh.
 
     Raises:
         ValueError: that UNet has another config.
     """
     if init_from:
-        before = load_component(init_from, "unet")
+        # Each device is given what it will hold of a leaf, and no host reads more than its devices need.
+        before = load_component(init_from, "unet", shardings=lambda _, shape: shard_leaf(mesh, shape))
         differs = [k for k, v in network.items() if before.config.get(k) != v]
         if differs:
             raise ValueError(f"the UNet in {init_from} differs in {', '.join(sorted(differs))}")

@@ -15,6 +15,7 @@ from attrjax.attrworld.scenes import draw_scenes, generator_of
 from attrjax.checkpoints.pipeline import Component, build_network, load_component, save_component
 from attrjax.data.pictures import png_bytes, to_uint8
 from attrjax.fit import begin, fit
+from attrjax.parallel.mesh import make_mesh, on_host, shard_leaf
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_record, write_whole
 from attrjax.training import TrainState
@@ -65,13 +66,17 @@ def vae(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> Non
         return picture, latents, module.apply({"params": params}, latents, method="decode")
 
     def show(step: int, state: TrainState) -> None:
-        picture, _, made = reconstruct(state.ema, jax.tree.map(lambda leaf: leaf[:8], held))
+        picture, _, made = reconstruct(on_host(state.ema), jax.tree.map(lambda leaf: leaf[:8], held))
         table = [list(to_uint8(np.asarray(row))) for row in (picture, made)]
         grid = labelled_grid(table, ["rendered", "decoded"], [""] * 8, f"step {step}")
         write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
 
     if config["init_from"]:
-        params = load_component(config["init_from"], "vae").params
+        mesh = make_mesh(**config["mesh"])
+        # Each device is given what it will hold of a leaf, and no host reads more than its devices need.
+        params = load_component(
+            config["init_from"], "vae", shardings=lambda _, shape: shard_leaf(mesh, shape)
+        ).params
     else:
         side = 2 ** (len(module.block_out_channels) - 1)
         blank = jnp.zeros((1, side, side, module.in_channels))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("concept", "data", "fsdp")
@@ -54,27 +55,35 @@ def make_mesh(
     return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=types, devices=devices)
 
 
-def shard_state(mesh: Mesh, tree: Any) -> Any:
-    """Where the leaves of a train state, or of frozen weights, lie: a ``NamedSharding`` for each.
+def local_mesh(mesh: Mesh) -> Mesh:
+    """This process's devices of a mesh, all on ``data``, for what processes do without each other."""
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    # Not by ``jax.make_mesh``: a part of a TPU slice need not be one that it knows, and how devices are
+    # connected is no matter where they have nothing to tell each other.
+    return Mesh(np.reshape(own, (1, -1, 1)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
-    A leaf of more than ``LARGEST_COPIED`` elements is divided over ``fsdp`` along its largest dimension that
+
+def shard_leaf(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Where a leaf of a train state, or of frozen weights, lies.
+
+    One of more than ``LARGEST_COPIED`` elements is divided over ``fsdp`` along its largest dimension that
     this axis divides, the last one where several are equal; the others are copied to every device.
 
     Args:
         mesh: of ``make_mesh``.
-        tree: arrays, or anything else that has a ``shape``.
+        shape: of the leaf.
     """
     parts = mesh.shape["fsdp"]
+    fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) <= LARGEST_COPIED or not fitting:
+        return NamedSharding(mesh, PartitionSpec())
+    axis = max(fitting, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
-    def place(leaf: Any) -> NamedSharding:
-        shape = np.shape(leaf)
-        fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
-        if parts == 1 or math.prod(shape) <= LARGEST_COPIED or not fitting:
-            return NamedSharding(mesh, PartitionSpec())
-        axis = max(fitting, key=lambda axis: (shape[axis], axis))
-        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
-    return jax.tree.map(place, tree)
+def shard_state(mesh: Mesh, tree: Any) -> Any:
+    """``shard_leaf`` of each leaf of a tree of arrays, or of anything else that has a ``shape``."""
+    return jax.tree.map(lambda leaf: shard_leaf(mesh, np.shape(leaf)), tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -85,6 +94,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def place_state(mesh: Mesh, tree: Any) -> Any:
     """Put a train state, or frozen weights, where ``shard_state`` says. Every process has all of it."""
     return jax.device_put(tree, shard_state(mesh, tree))
+
+
+def on_host(tree: Any) -> Any:
+    """A train state, or parts of one, as numpy arrays. Every process gets all of it, and all have to ask."""
+    if all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:

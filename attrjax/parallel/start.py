@@ -1,8 +1,9 @@
-"""The start of a run of several processes: they find each other before jax looks for devices."""
+"""Runs of several processes: they find each other before jax looks for devices, and wait for each other."""
 
 import os
 
 import jax
+from jax.experimental import multihost_utils
 
 COORDINATOR, PROCESSES, PROCESS = "ATTRJAX_COORDINATOR", "ATTRJAX_PROCESSES", "ATTRJAX_PROCESS"
 
@@ -51,6 +52,16 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             "coordinator=auto, and this is no host of a TPU slice and no task of Slurm or Open MPI:"
             " name coordinator=HOST:PORT, processes and process"
         ) from error
+
+
+def together(where: str) -> None:
+    """Wait here for all processes.
+
+    Args:
+        where: a name for this place in the program, the same in all of them.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def _check(coordinator: str, processes: int | None, process: int | None) -> None:

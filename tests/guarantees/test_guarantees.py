@@ -24,6 +24,7 @@ from attrjax.attrworld.bundled import BASE
 from attrjax.checkpoints.attribute import load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import load_pipeline
 from attrjax.training import EXIT_SAVED
+from tests.reference_cases import write_disc
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE_EVERY, PROBE_EVERY = 24, 2, 6
@@ -74,6 +75,24 @@ def start(workdir, cache, *more, environment=(), prefix=(), **changes):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+    )
+
+
+def pod(count, workdir, cache, logs, **changes):
+    """As ``start``, of several processes on this machine, with a device each."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
+    options = [str(count), "--devices=1", f"--logs={logs}", f"--port={port}"]
+    arguments = [one for one in command(workdir, cache, **changes)[3:] if one != "--resume"]
+    return subprocess.Popen(
+        [str(ROOT / "launch/local_pod.sh"), *options, "--", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -167,24 +186,12 @@ def test_g3_sigterm_saves_the_step_and_exits_with_42(whole, cache, tmp_path):
 
 def test_g3_sigterm_to_one_of_two_processes_stops_both_at_one_step(cache, tmp_path):
     """With what two processes learn to the end as the measure."""
-    command_of = [str(ROOT / "launch/local_pod.sh"), "2", "--devices=1", f"--logs={tmp_path / 'logs'}"]
 
-    def pod(workdir):
-        with socket.socket() as server:
-            server.bind(("localhost", 0))
-            port = server.getsockname()[1]
-        arguments = [one for one in command(workdir, cache)[3:] if one != "--resume"]
-        return subprocess.Popen(
-            [*command_of, f"--port={port}", "--", *arguments],
-            cwd=ROOT,
-            env=os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def begin(workdir):
+        return pod(2, workdir, cache, tmp_path / "logs")
 
-    done(pod(tmp_path / "whole"))
-    process = pod(tmp_path / "run")
+    done(begin(tmp_path / "whole"))
+    process = begin(tmp_path / "run")
     wait(lambda: len(logged(tmp_path / "run")) >= 3, process)
     found = subprocess.run(
         ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
@@ -192,8 +199,41 @@ def test_g3_sigterm_to_one_of_two_processes_stops_both_at_one_step(cache, tmp_pa
     (second,) = [line for line in found.stdout.splitlines() if "--process=1" in line]
     os.kill(int(second.split()[0]), signal.SIGTERM)
     done(process, EXIT_SAVED)
-    done(pod(tmp_path / "run"))
+    done(begin(tmp_path / "run"))
     same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_g2_a_pod_that_learns_a_list_is_killed_and_ends_with_the_same_bytes(cache, smallest_base, tmp_path):
+    """Four processes learn a picture each, of a small base; a kill -9 ends all of them at once."""
+    names = ["one", "two", "three", "four"]
+    pictures = [write_disc(tmp_path, name, (60 * i, 90, 60), 12 + 2 * i) for i, name in enumerate(names)]
+    lines = [{"reference": str(picture), "mask": str(mask)} for picture, mask in pictures]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    changes = {
+        "base": smallest_base,
+        "references": tmp_path / "list.jsonl",
+        "filter": "mlp",
+        "initial": "at",
+        "num_tokens": 2,
+        "pairs": "whole",
+        "probe.steps": 2,
+        "probe.prompts": '("a {}",)',
+    }
+
+    def begin(workdir):
+        return pod(4, workdir, cache, tmp_path / "logs", **changes)
+
+    done(begin(tmp_path / "whole"))
+    process = begin(tmp_path / "run")
+    steps = PROBE_EVERY + SAVE_EVERY  # behind the first measurement
+    wait(lambda: all(max(logged(tmp_path / "run" / name), default=0) >= steps for name in names), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "run/index.html").exists()
+    done(begin(tmp_path / "run"))
+    assert (tmp_path / "run/index.html").exists()
+    for name in names:
+        same(tmp_path / "whole" / name, tmp_path / "run" / name)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit flipped"])
