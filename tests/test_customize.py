@@ -30,7 +30,7 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope="module")
 def learned(small_base, reference, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "shape"
-    customize(small(shape.get_config(), small_base, reference, partition="encoder"), str(workdir))
+    customize(small(shape.get_config(), small_base, reference, partition="encoder", crossed=1), str(workdir))
     return workdir
 
 
@@ -65,26 +65,14 @@ def test_pairs_are_drawn_as_the_config_says(small_base, reference):
     assert np.abs(moved - moved[:1]).max((1, 2, 3) if moved.ndim == 4 else (1, 2))[1:].min() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("attribute", "said", "crossed"),
-    [
-        ("shape", "a cup made of ice", "a {} made of ice"),
-        ("appearance", "a cup made of ice", "a cup made of {}"),
-    ],
-)
-def test_pairs_are_crossed_with_the_base_s_own_pictures(attribute, said, crossed):
+@pytest.mark.parametrize("attribute", ["shape", "appearance"])
+def test_pairs_are_crossed_with_the_base_s_own_pictures(attribute):
     config = {"shape": shape, "appearance": appearance}[attribute].get_config()
     config.prior.update({"count": 5, "prompts": ("a {} made of ice", "a red {}"), "objects": ("cup", "hat")})
     prompts, of_pairs = prior_prompts(config)
-    assert prompts == [
-        "a cup made of ice",
-        "a red hat",
-        "a hat made of ice",
-        "a red cup",
-        "a cup made of ice",
-    ]
-    crossed = {"shape": "a {} made of ice", "appearance": "a cup made of {}"}[attribute]
-    assert of_pairs[0] == of_pairs[4] == crossed and len(of_pairs) == 5
+    assert prompts[:4] == ["a cup made of ice", "a red hat", "a hat made of ice", "a red cup"]
+    assert prompts[4] == prompts[0] and len(prompts) == len(of_pairs) == 5
+    assert of_pairs[0] == {"shape": "a {} made of ice", "appearance": "a cup made of {}"}[attribute]
 
 
 def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
@@ -98,7 +86,7 @@ def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, reference, tmp_path):
     # As after a kill between the last measurement and its checkpoint; and once from the beginning.
-    config = small(shape.get_config(), small_base, reference, partition="encoder")
+    config = small(shape.get_config(), small_base, reference, partition="encoder", crossed=1)
     again = tmp_path / "again"
     shutil.copytree(learned, again)
     shutil.rmtree(again / "checkpoints/2")
@@ -136,7 +124,7 @@ def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
 
 
 def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, reference, tmp_path):
-    config = small(appearance.get_config(), small_base, reference, rule="lora:2", dtype="bfloat16")
+    config = small(appearance.get_config(), small_base, reference, rule="lora:2", dtype="bfloat16", crossed=2)
     customize(config, str(tmp_path / "appearance"))
     attribute = load_attribute(tmp_path / "appearance")
     assert not attribute.weights and attribute.adapter

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from attrjax.arguments import exchanged
 from attrjax.attributes import many
@@ -123,7 +124,7 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
     alone.prior.count = 0
     alone.update({name: appearance.RECIPE[name] for name in ("attribute", "placeholder", "partition")})
     alone.sampling_timesteps = appearance.RECIPE["sampling_timesteps"]
-    alone.optimizer.learning_rate = appearance.RECIPE["optimizer"]["learning_rate"]
+    alone.draw = ConfigDict(appearance.RECIPE["draw"])
     alone.probe.prompts = ("at {}",)
     ignored = ("other", "cache_dir")
     assert {k: v for k, v in look.config.items() if k not in ignored} == {
