@@ -62,9 +62,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # picture, and how often it is mirrored, which for letters and hands is another shape.
     config.draw = ConfigDict({"zoom": (0.95, 1.05), "shift": 0.04, "flip": 0.0})
     config.steps = 100  # 0 for what the filter recognizes without any
-    # Pairs of a batch whose targets have the material of one of the base's own pictures, or for an appearance
-    # the form, so that not all that is learned from is painted.
-    config.crossed = 2
+    # Share of the pairs, rounded down, whose targets have the material of one of the base's own pictures, or
+    # for an appearance the form, so that not all that is learned from is painted.
+    config.crossed = 0.25
     config.patience = 0  # probes without a better score, after which it ends; 0 for no such end
     config.batch_size = 8  # pairs drawn from the reference
     config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10})

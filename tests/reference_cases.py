@@ -28,7 +28,7 @@ def small(config: ConfigDict, base: Path, reference: tuple[Path, Path], **change
     config.cache_dir = str(reference[0].parent / "jit")
     config.update({"initial": "at", "num_tokens": 2})
     config.optimizer.warmup = 1
-    config.crossed = 0
+    config.crossed = 0.0
     config.prior.update({"count": 2, "rows": 1, "prompts": ("a {}",), "objects": ("at",)})
     config.probe.update({"every": 1, "prompts": ("a {}",), "seeds": (0,), "steps": 2, "batch_size": 1})
     config.update(changes)

@@ -30,7 +30,9 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope="module")
 def learned(small_base, reference, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "shape"
-    customize(small(shape.get_config(), small_base, reference, partition="encoder", crossed=1), str(workdir))
+    customize(
+        small(shape.get_config(), small_base, reference, partition="encoder", crossed=0.5), str(workdir)
+    )
     return workdir
 
 
@@ -86,7 +88,7 @@ def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, reference, tmp_path):
     # As after a kill between the last measurement and its checkpoint; and once from the beginning.
-    config = small(shape.get_config(), small_base, reference, partition="encoder", crossed=1)
+    config = small(shape.get_config(), small_base, reference, partition="encoder", crossed=0.5)
     again = tmp_path / "again"
     shutil.copytree(learned, again)
     shutil.rmtree(again / "checkpoints/2")
@@ -124,7 +126,9 @@ def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
 
 
 def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, reference, tmp_path):
-    config = small(appearance.get_config(), small_base, reference, rule="lora:2", dtype="bfloat16", crossed=2)
+    config = small(
+        appearance.get_config(), small_base, reference, rule="lora:2", dtype="bfloat16", crossed=1.0
+    )
     customize(config, str(tmp_path / "appearance"))
     attribute = load_attribute(tmp_path / "appearance")
     assert not attribute.weights and attribute.adapter
@@ -162,7 +166,7 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
         ({"initial": ""}, "must be a word that the placeholder begins as"),
         ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),
         ({"prior": {"prompts": ("a red vase",)}}, "has no {}, where its objects and the placeholder stand"),
-        ({"crossed": 3}, "crossed=3 must be a number of the batch_size=2 pairs"),
+        ({"crossed": 3.0}, "crossed=3.0 must be a share of the pairs"),
         ({"probe": {"every": 3}}, "at most steps=2"),
         ({"mask": "nowhere.png"}, "nowhere.png"),
         ({"dtype": "float16"}, "must be one of float32, bfloat16"),

@@ -100,7 +100,7 @@ def batches(
     reference, word = learner.reference, learner.word
     attribute, rows = config["attribute"], config["batch_size"]
     length = learner.pipeline.text_encoder.module.max_position_embeddings
-    crossed = 0 if own is None or config["pairs"] == "whole" else config["crossed"]
+    crossed = 0 if own is None or config["pairs"] == "whole" else int(config["crossed"] * rows)
 
     def batch_at(step: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)

@@ -110,10 +110,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"patience={config['patience']} must be a number of probes, or 0 for no end by them")
     if config["pairs"] not in PAIRS:
         raise ValueError(f"pairs={config['pairs']!r} must be one of {', '.join(PAIRS)}")
-    if not 0 <= config["crossed"] <= config["batch_size"]:
-        raise ValueError(
-            f"crossed={config['crossed']} must be a number of the batch_size={config['batch_size']} pairs"
-        )
+    if not 0 <= config["crossed"] <= 1:
+        raise ValueError(f"crossed={config['crossed']} must be a share of the pairs, from 0 to 1")
     for prompt in config["prior"]["prompts"]:
         if config["crossed"] and HERE not in prompt:
             raise ValueError(
