@@ -165,7 +165,10 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
         ({"partition": "encodr"}, "did you mean 'encoder'"),
         ({"initial": ""}, "must be a word that the placeholder begins as"),
         ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),
-        ({"prior": {"prompts": ("a red vase",)}}, "has no {}, where its objects and the placeholder stand"),
+        (
+            {"crossed": 0.5, "prior": {"prompts": ("a red vase",)}},
+            "has no {}, where its objects and the placeholder stand",
+        ),
         ({"crossed": 3.0}, "crossed=3.0 must be a share of the pairs"),
         ({"probe": {"every": 3}}, "at most steps=2"),
         ({"mask": "nowhere.png"}, "nowhere.png"),
