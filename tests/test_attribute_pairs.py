@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from attrjax.attributes.pairs import Cut, Painted, appearance_pair, say, shape_pair, whole_pair
+from attrjax.attributes.pair_prompts import say
+from attrjax.attributes.pairs import Cut, Painted, appearance_pair, shape_pair, whole_pair
 from attrjax.attributes.silhouettes import SILHOUETTES
 from attrjax.attributes.sources import PURE
 from attrjax.attributes.textures import BACKDROP_NAMES, COLOUR_NAMES, PATTERNS

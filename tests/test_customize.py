@@ -10,12 +10,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from attrjax.attributes.batches import make_tools, prior_prompts
+from attrjax.attributes import batches as batching
+from attrjax.attributes.batches import make_tools, prior
 from attrjax.attributes.customize import customize
 from attrjax.attributes.learner import first_params, frozen_of, load_base, make_learner
+from attrjax.attributes.pair_prompts import prior_prompts
 from attrjax.attributes.probing import read_probes
 from attrjax.checkpoints.attribute import load_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
+from attrjax.data.prompts import tokenize
 from attrjax.sample import sample
 from configs import appearance, faithful, shape
 from configs import sample as sample_config
@@ -64,7 +67,7 @@ def test_pairs_are_drawn_as_the_config_says(small_base, reference):
     np.testing.assert_allclose(still, still[:1].repeat(4, 0), atol=1e-6)
     config.draw.zoom, config.draw.shift = (0.7, 0.9), 0.2
     moved = masks()
-    assert np.abs(moved - moved[:1]).max((1, 2, 3) if moved.ndim == 4 else (1, 2))[1:].min() > 0.1
+    assert np.abs(moved - moved[:1]).max((1, 2))[1:].min() > 0.1
 
 
 @pytest.mark.parametrize("attribute", ["shape", "appearance"])
@@ -75,6 +78,38 @@ def test_pairs_are_crossed_with_the_base_s_own_pictures(attribute):
     assert prompts[:4] == ["a cup made of ice", "a red hat", "a hat made of ice", "a red cup"]
     assert prompts[4] == prompts[0] and len(prompts) == len(of_pairs) == 5
     assert of_pairs[0] == {"shape": "a {} made of ice", "appearance": "a cup made of {}"}[attribute]
+
+
+def test_the_last_pairs_are_crossed_with_pictures_in_which_something_is_found(
+    small_base, reference, monkeypatch
+):
+    config = small(shape.get_config(), small_base, reference, batch_size=4, crossed=0.5)
+    config.prior.update({"count": 3, "prompts": ("a {}", "an {}", "{}"), "objects": ("at",)})
+    base = load_base(config)
+    one, tools = make_learner(config, base), make_tools(config, base.pipeline)
+    size, found, given, said = one.reference.mask.shape, iter([0.0, 1.0, 0.5]), [], []
+    monkeypatch.setattr(batching, "foreground", lambda judges, picture: np.full(size, next(found)))
+    own = prior(config, base, tools, jax.random.key(0))
+    assert own is not None and own["crossed"] == ["an {}", "{}"]
+    assert own["prompts"] == ["a at", "an at", "at"] and own["known"].shape == (2, *size, 3)
+    # Where all of a picture is foreground, its surface is the picture itself.
+    assert own["known"].min() >= 0 and own["known"].max() <= 1 and own["known"].std() > 0
+
+    def draw(key, picture, mask, crossed):
+        given.append(np.asarray(crossed))
+        return tools.draw(key, picture, mask, crossed)
+
+    def tokenized(tokenizer, prompts, length):
+        said.extend(prompts)
+        return tokenize(tokenizer, prompts, length)
+
+    monkeypatch.setattr(batching, "tokenize", tokenized)
+    batch = batching.batches(config, one, jax.random.key(1), tools._replace(draw=draw), own)(0)
+    assert len(batch["ids"]) == len(said) == 5 and len(batch["states"]) == 4
+    assert given[0].shape == (2, *size, 3)
+    for surface, prompt in zip(given[0], said[2:4], strict=True):
+        which = [np.array_equal(surface, known) for known in own["known"]].index(True)
+        assert own["crossed"][which].replace("{}", "<shape>") in prompt
 
 
 def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
@@ -169,6 +204,7 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
             {"crossed": 0.5, "prior": {"prompts": ("a red vase",)}},
             "has no {}, where its objects and the placeholder stand",
         ),
+        ({"prior": {"objects": ()}}, "must name one each at least"),
         ({"crossed": 3.0}, "crossed=3.0 must be a share of the pairs"),
         ({"probe": {"every": 3}}, "at most steps=2"),
         ({"mask": "nowhere.png"}, "nowhere.png"),

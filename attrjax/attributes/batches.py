@@ -13,14 +13,16 @@ from attrjax.attributes import pairs
 from attrjax.attributes.conditioning import see
 from attrjax.attributes.fusion import places_of
 from attrjax.attributes.learner import DATA, HERE, PRIOR, Base, Learner, foreground
+from attrjax.attributes.pair_prompts import framed, prior_prompts, say
 from attrjax.attributes.sources import continued, pure
-from attrjax.attrworld.captions import with_article
 from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.prompts import tokenize
 from attrjax.generate import Job, Settings, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
 from attrjax.runs import plain
+
+LEAST = 0.01  # of a picture, that a foreground must cover to be crossed with
 
 
 class Tools(NamedTuple):
@@ -100,23 +102,25 @@ def batches(
     reference, word = learner.reference, learner.word
     attribute, rows = config["attribute"], config["batch_size"]
     length = learner.pipeline.text_encoder.module.max_position_embeddings
-    crossed = 0 if own is None or config["pairs"] == "whole" else int(config["crossed"] * rows)
+    known = own["known"] if own is not None else []
+    crossed = int(config["crossed"] * rows) if len(known) and config["pairs"] != "whole" else 0
 
     def batch_at(step: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
         generator = generator_of(jax.random.fold_in(key, 2))
-        known = generator.integers(0, config["prior"]["count"], crossed)
-        given = own["known"][known] if own is not None and crossed else None
+        given, said = None, []
+        if own is not None and crossed:
+            which = generator.integers(0, len(known), crossed)
+            given, said = known[which], [own["crossed"][i] for i in which]
         batch, drawn = tools.draw(key, reference.picture, reference.mask, given)
         if config["pairs"] == "whole":
             prompts = [f"an object in the {attribute} of {word.text}"] * rows
         else:
             drawn = jax.device_get(drawn)
             free = jax.tree.map(lambda leaf: leaf[: rows - crossed], drawn)
-            prompts = pairs.say(attribute, free, word.text, generator)
-            for i, backdrop in zip(known, drawn.backdrop[rows - crossed :], strict=True):
-                said = own["crossed"][i].replace(HERE, word.text) if own is not None else ""
-                prompts.append(pairs.framed(said, backdrop, generator))
+            prompts = say(attribute, free, word.text, generator)
+            for one, backdrop in zip(said, drawn.backdrop[rows - crossed :], strict=True):
+                prompts.append(framed(one.replace(HERE, word.text), backdrop, generator))
         if own is not None:
             chosen = generator.integers(0, len(own["latents"]), config["prior"]["rows"])
             prompts = [*prompts, *(own["prompts"][i] for i in chosen)]
@@ -131,10 +135,10 @@ def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, 
     """Pictures that the base makes of the prior's prompts, encoded; None where there are to be none.
 
     Returns:
-        ``latents`` [n, h, w, c] and ``prompts``; and what pairs can be crossed with: of each picture what is
-        ``known`` to the base, for a shape its surface [n, H, W, 3] in [0, 1], continued over all of the
-        picture, for an appearance its form [n, H, W] in [0, 1]; and ``crossed``, the prompt of a pair that
-        has it.
+        ``latents`` [n, h, w, c] and their ``prompts``; and what pairs can be crossed with, of the pictures in
+        which a foreground is found: what is ``known`` to the base, for a shape its surface [k, H, W, 3] in
+        [0, 1], continued over all of the picture, for an appearance its form [k, H, W] in [0, 1]; and
+        ``crossed``, the k prompts of pairs that have it. k is 0 where none are to be crossed.
     """
     key = jax.random.fold_in(root, PRIOR)
     count = config["prior"]["count"]
@@ -149,21 +153,17 @@ def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, 
     latents = [
         tools.encode(made[i : i + size], jax.random.fold_in(key, 1 + i)) for i in range(0, len(made), size)
     ]
-    known = np.stack([foreground(base.judges, picture) for picture in made])
-    if config["attribute"] == "shape":
-        known = np.asarray(jax.jit(jax.vmap(lambda x, m: continued((x + 1) / 2, pure(m))))(made, known))
-    return {"latents": np.concatenate(latents), "prompts": said, "known": known, "crossed": crossed}
+    own = {"latents": np.concatenate(latents), "prompts": said, "known": [], "crossed": []}
+    if not config["crossed"]:
+        return own
+    masks = np.stack([foreground(base.judges, picture) for picture in made])
+    found = np.flatnonzero(masks.mean((1, 2)) > LEAST)
+    known = np.asarray(_surfaces(made, masks)) if config["attribute"] == "shape" else masks
+    return {**own, "known": known[found], "crossed": [crossed[i] for i in found]}
 
 
-def prior_prompts(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What the base's own pictures are of, each prompt with the objects in turn; and what pairs that have
-    their material, or their form, are: "a vase made of marble", and "a {} made of marble" or "a vase made of
-    {}", where {} is the placeholder.
-    """
-    prompts, objects = config["prior"]["prompts"], config["prior"]["objects"]
-    said, crossed = [], []
-    for i in range(config["prior"]["count"]):
-        template, noun = prompts[i % len(prompts)], objects[(i + i // len(prompts)) % len(objects)]
-        said.append(template.replace(HERE, noun))
-        crossed.append(template if config["attribute"] == "shape" else f"{with_article(noun)} made of {HERE}")
-    return said, crossed
+@jax.jit
+@jax.vmap
+def _surfaces(picture: Float[Array, "h w 3"], mask: Float[Array, "h w"]) -> Float[Array, "h w 3"]:
+    """What a foreground is made of, everywhere; pictures in [-1, 1] to colours in [0, 1]."""
+    return continued((picture + 1) / 2, pure(mask))

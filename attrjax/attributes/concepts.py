@@ -87,7 +87,7 @@ def recipe_for(config: Mapping[str, Any], attribute: str) -> ConfigDict:
     own = ConfigDict(ConfigDict(config).to_dict())
     if attribute == own.attribute:
         return own
-    known = (own.attribute, own.get("other", ConfigDict()).get("attribute", ""))
+    known = (own.attribute, own.other.attribute)
     if attribute not in known:
         raise ValueError(
             f"attribute={attribute!r} is not what this config learns, nor its config.other"

@@ -112,6 +112,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"pairs={config['pairs']!r} must be one of {', '.join(PAIRS)}")
     if not 0 <= config["crossed"] <= 1:
         raise ValueError(f"crossed={config['crossed']} must be a share of the pairs, from 0 to 1")
+    if config["prior"]["count"] and not (config["prior"]["prompts"] and config["prior"]["objects"]):
+        raise ValueError("prior.prompts and prior.objects must name one each at least, or prior.count be 0")
     for prompt in config["prior"]["prompts"]:
         if config["crossed"] and HERE not in prompt:
             raise ValueError(
@@ -300,7 +302,7 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
     adapter = flatten_dict(params["adapter"], sep="/")
     keep = (
         *("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens"),
-        "sampling_timesteps",
+        *("pairs", "draw", "crossed", "timesteps", "sampling_timesteps"),
     )
     return Attribute(
         attribute=config["attribute"],

@@ -11,30 +11,23 @@ them over keys, and over references too. Pixels that the mask does not cover nev
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from attrjax.arguments import did_you_mean
-from attrjax.attributes.silhouettes import SILHOUETTES, blur, draw_silhouette, relief
+from attrjax.attributes.silhouettes import blur, draw_silhouette, relief
 from attrjax.attributes.sources import continued, depth, pure
 from attrjax.attributes.textures import (
-    BACKDROP_NAMES,
-    COLOUR_NAMES,
-    PATTERNS,
     Range,
     between,
     draw_backdrop,
     draw_texture,
     smooth_noise,
 )
-from attrjax.attrworld import words
-from attrjax.attrworld.captions import with_article
 
 CELLS = 12  # patches of an appearance along a side, at most
 
@@ -73,7 +66,7 @@ class Pair(NamedTuple):
         view_mask: [H, W] in [0, 1], where the object is in it.
         target: [H, W, 3] in [-1, 1], what the UNet is to denoise.
         target_mask: [H, W] in [0, 1].
-        drawn: what there is to ``say`` of the target.
+        drawn: what there is to ``pair_prompts.say`` of the target.
     """
 
     view: Float[Array, "h w 3"]
@@ -206,63 +199,6 @@ def whole_pair(key: Key[Array, ""], picture: Float[Array, "h w 3"], mask: Float[
     picture = jnp.where(mirrored, picture[:, ::-1], picture)
     mask = jnp.where(mirrored, mask[:, ::-1], mask)
     return Pair(picture, mask, picture, mask, ())
-
-
-def say(attribute: str, drawn: Painted | Cut, placeholder: str, generator: np.random.Generator) -> list[str]:
-    """Prompts for targets: what is true of each beside the attribute, which the placeholder stands for.
-
-    Such as "a photo of a red and white striped *", and "a star made of * on a blue background".
-
-    Args:
-        attribute: "shape" or "appearance".
-        drawn: of a batch of that attribute's pairs, arrays with a leading axis.
-        placeholder: the word that is learned.
-        generator: chooses among ways to say it.
-
-    Raises:
-        ValueError: there is no such attribute.
-    """
-    describe = {"shape": _say_painted, "appearance": _say_cut}
-    if attribute not in describe:
-        raise ValueError(f"there is no attribute {attribute!r}{did_you_mean(attribute, describe)}")
-    prompts = []
-    for i in range(len(drawn.backdrop)):
-        one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], drawn)
-        said = describe[attribute](one, placeholder, generator)
-        prompts.append(framed(said, one.backdrop, generator))
-    return prompts
-
-
-def framed(said: str, backdrop: int, generator: np.random.Generator) -> str:
-    """What is said of an object, with its backdrop half of the time, and with words around it as often."""
-    if generator.random() < 0.5:
-        said += " " + _any(words.BACKDROP_PHRASES, generator).format(a=with_article(BACKDROP_NAMES[backdrop]))
-    opening, closing = _any(words.FRAMES, generator) if generator.random() < 0.5 else ("", "")
-    return opening + said + closing
-
-
-def _say_painted(drawn: Any, placeholder: str, generator: np.random.Generator) -> str:
-    first, second = (COLOUR_NAMES[i] for i in drawn.colours)
-    pattern = PATTERNS[drawn.pattern]
-    if pattern == "plain":
-        return with_article(f"{first} {placeholder}")
-    said = words.PATTERNS[pattern]
-    if generator.random() < 0.5:
-        return with_article(f"{first} and {second} {said.adjectives[0]} {placeholder}")
-    return f"{with_article(placeholder)} with {first} and {second} {said.nouns[0]}"
-
-
-def _say_cut(drawn: Any, placeholder: str, generator: np.random.Generator) -> str:
-    silhouette = SILHOUETTES[drawn.silhouette]
-    # What has no name is an object; "something" takes no adjective.
-    noun = _any(words.SHAPES.get(silhouette, words.UNNAMED[:3]), generator)
-    if generator.random() < 0.3:
-        return with_article(f"{placeholder} {noun}")
-    return f"{with_article(noun)} made of {placeholder}"
-
-
-def _any(options: Sequence[Any], generator: np.random.Generator) -> Any:
-    return options[int(generator.integers(len(options)))]
 
 
 def _painted(

@@ -74,9 +74,9 @@ def draw_scenes(
         ValueError: a name is not known.
     """
     if shape_names is None:
-        shape_names = _draw_names(generator, n, list(shapes.FAMILIES), UNNAMED_SHAPES)
+        shape_names = draw_names(generator, n, list(shapes.FAMILIES), UNNAMED_SHAPES)
     if material_names is None:
-        material_names = _draw_names(generator, n, list(looks.FAMILIES), UNNAMED_MATERIALS)
+        material_names = draw_names(generator, n, list(looks.FAMILIES), UNNAMED_MATERIALS)
         material_names = [_seen(*pair) for pair in zip(shape_names, material_names, strict=True)]
     shape = draw_shapes(generator, shape_names)
     material, patterns, colours = draw_materials(generator, material_names)
@@ -128,11 +128,18 @@ def draw_grid(generator: np.random.Generator, rows: int, columns: int) -> Drawn:
     Each scene has variants, view, light and backdrop of its own. A model that tells such scenes apart must
     see both attributes.
     """
-    shape_names = _draw_names(generator, rows, list(shapes.FAMILIES), UNNAMED_SHAPES)
-    material_names = _draw_names(generator, columns, list(looks.FAMILIES), UNNAMED_MATERIALS)
+    shape_names = draw_names(generator, rows, list(shapes.FAMILIES), UNNAMED_SHAPES)
+    material_names = draw_names(generator, columns, list(looks.FAMILIES), UNNAMED_MATERIALS)
     pairs = [(s, _seen(s, m)) for s in shape_names for m in material_names]
     names, materials = zip(*pairs, strict=True)
     return draw_scenes(generator, len(pairs), shape_names=names, material_names=materials)
+
+
+def draw_names(generator: np.random.Generator, n: int, names: Sequence[str], unnamed: float) -> list[str]:
+    """n of the names with equal chances, and "" for a share of ``unnamed``."""
+    chosen = generator.integers(0, len(names), n)
+    nameless = generator.random(n) < unnamed
+    return ["" if no else names[i] for i, no in zip(chosen, nameless, strict=True)]
 
 
 def unseen(shape: str, material: str) -> bool:
@@ -191,12 +198,6 @@ def _seen(shape: str, material: str) -> str:
     while unseen(shape, material):
         material = names[(names.index(material) + 1) % len(names)]
     return material
-
-
-def _draw_names(generator: np.random.Generator, n: int, names: list[str], unnamed: float) -> list[str]:
-    chosen = generator.integers(0, len(names), n)
-    nameless = generator.random(n) < unnamed
-    return ["" if no else names[i] for i, no in zip(chosen, nameless, strict=True)]
 
 
 def _check(names: Sequence[str], known: Mapping, what: str) -> None:

@@ -25,7 +25,7 @@ from attrjax.attrworld.judges import (
     mask_of,
 )
 from attrjax.attrworld.render import Scene
-from attrjax.attrworld.scenes import UNNAMED_MATERIALS, UNNAMED_SHAPES, draw_scenes, generator_of
+from attrjax.attrworld.scenes import UNNAMED_MATERIALS, UNNAMED_SHAPES, draw_names, draw_scenes, generator_of
 from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.files import write_json
 from attrjax.checkpoints.params import load_params, save_params
@@ -76,10 +76,8 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         chunk = chunks_of(part, settings, key, segmenter)
         batch_at = replayed(chunk, key, settings["replay"], settings["window"])
         loss_fn: Callable = _segmenter_loss
-        if part == "shape":
-            loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"], 0.0)
-        elif part == "appearance":
-            loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"], settings["cut"])
+        if part != "segmenter":
+            loss_fn = functools.partial(_judge_loss, part, settings["leak_weight"], settings.get("cut", 0.0))
         params = fit(settings, directory / part, key, params, loss_fn, batch_at)
         if params is None:
             return
@@ -131,8 +129,9 @@ def chunks_of(
         names, of_columns = None, None
         if settings["withhold"]:
             unnamed = {"shape": UNNAMED_MATERIALS, "appearance": UNNAMED_SHAPES}[part]
-            names = _draw_known(generator, rows, FAMILIES[part], settings["unnamed"])
-            of_columns = _draw_known(generator, columns, FAMILIES[OTHER[part]], unnamed)
+            known = {of: [n for n in FAMILIES[of] if n not in withheld(FAMILIES[of])] for of in OTHER}
+            names = draw_names(generator, rows, known[part], settings["unnamed"])
+            of_columns = draw_names(generator, columns, known[OTHER[part]], unnamed)
         scene, names = grid_of_scenes(
             generator, rows, columns, part, settings["unnamed"], row_names=names, column_names=of_columns
         )
@@ -176,9 +175,7 @@ def grid_of_scenes(
         [rows * columns] scenes, row by row, and the rows' families.
     """
     if row_names is None:
-        families = FAMILIES[part]
-        chosen, nameless = generator.integers(0, len(families), rows), generator.random(rows) < unnamed
-        row_names = ["" if no else families[i] for i, no in zip(chosen, nameless, strict=True)]
+        row_names = draw_names(generator, rows, FAMILIES[part], unnamed)
     blank = [""] * rows
     if part == "shape":
         of_rows, of_columns = "shape", "material"
@@ -220,12 +217,6 @@ def replayed(
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return batch_at
-
-
-def _draw_known(generator: np.random.Generator, n: int, names: Sequence[str], unnamed: float) -> list[str]:
-    """Families that are not withheld, "" for a share of ``unnamed``."""
-    known = [name for name in names if name not in withheld(names)]
-    return ["" if generator.random() < unnamed else known[generator.integers(len(known))] for _ in range(n)]
 
 
 def _segmenter_loss(
