@@ -121,14 +121,18 @@ def slug(text: str) -> str:
 def use_compile_cache(directory: str) -> None:
     """Keep compiled programs in a directory, so that the next run of the same shapes starts at once.
 
-    A program read from it is executed: it must be a directory that only its user can write to.
+    A program read from it is executed: it must be a directory that only its user can write to. XLA divides a
+    CPU's program by how many cores the process may use, which changes the order of its sums, and JAX's key of
+    a program does not say it: programs for each number of cores have a directory of their own, so that what a
+    run computes does not depend on who filled the cache.
 
     Args:
         directory: "" for none; "~" is the user's home.
     """
     if not directory:
         return
-    path = Path(directory).expanduser()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    path = Path(directory).expanduser() / f"{cores}-cores"
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     jax.config.update("jax_compilation_cache_dir", str(path))
 

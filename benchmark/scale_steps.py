@@ -117,7 +117,8 @@ def concepts_step(given: Any, devices: list[Any]) -> Step:
     states = jax.ShapeDtypeStruct((1, patches, vision["hidden_size"]), jnp.float32)
     weight = jax.ShapeDtypeStruct((1, patches), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    begun = jax.eval_shape(lambda k, s, w: init_conditioning(k, filter_, s, w), key, states, weight)
+    init = functools.partial(init_conditioning, filter_=filter_, fusion=config.fusion)
+    begun = jax.eval_shape(lambda k, s, w: init(k, states=s, weight=w), key, states, weight)
     rules = rules_of(given.partition, given.rule)
     parts = jax.eval_shape(lambda params, key: tuple(split(params, rules, key)), pipeline.unet.params, key)
     partition = Partition(*parts)
@@ -128,6 +129,7 @@ def concepts_step(given: Any, devices: list[Any]) -> Step:
         reference=None,
         word=None,
         filter=filter_,
+        fusion=config.fusion,
         partition=partition,
         states=states,
         weight=weight,

@@ -46,6 +46,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.initial = "object"  # what the placeholder begins as, and is at strength 0
     config.filter = "shape"  # or mlp
     config.num_tokens = 4
+    # placeholder: the filter's tokens are the embeddings of its word, before the text encoder, and can be
+    # exported. cross: the encoded prompt reads them through a gate that begins closed.
+    config.fusion = "placeholder"
     config.filter_weights = "base"  # the base's own where it has some; none to begin anew; or a file
 
     # What is tuned: a part of the UNet (encoder, decoder, mid, full, cross_attention, ...) by a rule (train,

@@ -3,12 +3,21 @@
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from attrjax.attributes.amortized import filters
+from attrjax.attributes.conditioning import new_word
+from attrjax.attributes.stored import open_pairs, stored_at
 from attrjax.attrworld import words
 from attrjax.attrworld.scenes import unseen
 from attrjax.attrworld.tfds import SPLITS, Attrworld, AttrworldConfig
+from attrjax.attrworld.tfds.builder import ATTRIBUTES
+from attrjax.checkpoints.filter import load_filter
+from attrjax.checkpoints.pipeline import load_pipeline
+from attrjax.data.prompts import tokenize
+from configs.attrworld import filters as filters_config
 
 SIDE = 16
 SIZES = {"train": 40, "validation": 8, "held_out_shapes": 8, "held_out_materials": 8, "held_out_both": 8}
@@ -44,10 +53,14 @@ def built(directory):
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
+def pair_builder(tmp_path_factory):
     sizes = {"train": 16, "validation": 8, "held_out_both": 8}
-    builder = build(tmp_path_factory.mktemp("pairs"), sizes=sizes, pairs=True)
-    return {split: rows(builder, split) for split in sizes}
+    return build(tmp_path_factory.mktemp("pairs"), sizes=sizes, pairs=True)
+
+
+@pytest.fixture(scope="module")
+def pairs(pair_builder):
+    return {split: rows(pair_builder, split) for split in pair_builder.info.splits}
 
 
 def test_it_is_built_and_read_without_tensorflow(built):
@@ -166,6 +179,51 @@ def test_pairs_share_one_attribute_and_not_the_other(pairs):
             for which in "ab":
                 assert (text(row, f"shape_{which}"), text(row, f"material_{which}")) in SPLITS[split]
     assert kinds == {"shape", "material"}
+
+
+def test_pairs_have_captions_in_which_what_they_share_is_left_open(pairs):
+    for of in pairs.values():
+        for row in of:
+            asked, told = text(row, "asked"), text(row, "told")
+            assert asked.count("{}") == 1 and "{}" not in told
+            # All else is said in the same words.
+            left = set(re.findall(r"[a-z0-9]+", asked)) - {"a", "an", "made", "of"}
+            assert left <= set(re.findall(r"[a-z0-9]+", told))
+
+
+def test_filters_are_trained_on_pairs_that_are_stored(pair_builder, smallest_base, tmp_path):
+    pipeline = load_pipeline(smallest_base)
+    word = new_word(pipeline, "<shape>", "at", 2, "placeholder")
+    source = open_pairs(str(pair_builder.data_path), "train")
+    batch_at = stored_at(jax.random.key(0), source, 6, "shape", word, 77, 24)
+    batch = batch_at(3)
+    jax.tree.map(np.testing.assert_array_equal, batch, batch_at(3))
+    assert batch["seen"].picture.shape == (6, 24, 24, 3) and batch["made"].mask.shape == (6, 24, 24)
+    assert -1 <= batch["seen"].picture.min() < 0 < batch["seen"].picture.max() <= 1
+    assert 0 <= batch["seen"].mask.min() < 0.1 and 0.9 < batch["seen"].mask.max() <= 1
+    shared = [text(row, "told") for row in source.rows if ATTRIBUTES[row["attribute"]] == "shape"]
+    said = [tokenize(word.tokenizer, [one], 77)[0].tolist() for one in shared]
+    assert all(ids in said for ids in batch["told"].tolist()) and batch["named"].all()
+    assert all(sum(word.ids[0] == ids) == 1 for ids in batch["asked"])
+
+    config = filters_config.get_config("attribute=shape")
+    config.update({"base": str(smallest_base), "dataset": str(pair_builder.data_path), "batch_size": 2})
+    config.update({"num_tokens": 2, "initial": "at", "steps": 2, "log_every": 1, "cache_dir": ""})
+    config.optimizer.warmup = 1
+    filters(config, str(tmp_path / "run"))
+    assert load_filter(tmp_path / "run/shape.safetensors").num_tokens == 2
+    config.split = "held_out_shapes"
+    with pytest.raises(ValueError, match="no examples in a split 'held_out_shapes', only in train"):
+        filters(config, str(tmp_path / "other"))
+    config.dataset = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no data set"):
+        filters(config, str(tmp_path / "none"))
+
+
+def test_a_data_set_without_the_fields_of_pairs_is_refused(directory, built):
+    (path,) = directory.glob("**/dataset_info.json")
+    with pytest.raises(ValueError, match="has no picture_a, picture_b, asked"):
+        open_pairs(str(path.parent), "train")
 
 
 def test_the_two_configs_that_users_get_are_of_full_size():

@@ -7,20 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
 from attrjax.attributes import batches as batching
+from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.batches import make_tools, prior
+from attrjax.attributes.conditioning import context_of
 from attrjax.attributes.customize import customize
+from attrjax.attributes.export import export
+from attrjax.attributes.fusion import places_of
 from attrjax.attributes.learner import first_params, frozen_of, load_base, make_learner
 from attrjax.attributes.pair_prompts import prior_prompts
 from attrjax.attributes.probing import read_probes
 from attrjax.checkpoints.attribute import load_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
-from attrjax.data.prompts import tokenize
+from attrjax.data.prompts import text_encoder, tokenize
 from attrjax.sample import sample
 from configs import appearance, faithful, shape
+from configs import export as export_config
 from configs import sample as sample_config
 from tests.reference_cases import small, write_disc
 
@@ -160,6 +165,49 @@ def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
         sample(config, str(tmp_path / "unequal"))
 
 
+def test_prompts_that_read_an_attribute_do_so_in_sampling_as_in_training(small_base, reference, tmp_path):
+    changes = {"fusion": "cross", "filter": "mlp", "pairs": "whole", "partition": "mid"}
+    config = small(shape.get_config(), small_base, reference, **changes)
+    config.prior.count = 0
+    customize(config, str(tmp_path / "run"))
+    found = load_attribute(tmp_path / "run")
+    assert found.fusion is not None and found.fusion["gate"] != 0  # it began closed
+    wide = found._replace(fusion={**found.fusion, "gate": np.float32(0.8)})
+
+    base = load_base(config)
+    prompts = ["a red <shape>", "a red vase"]
+    applied, half, none = (
+        apply_attributes(base.pipeline, [(wide, strength)], digest=base.digest).pipeline
+        for strength in (1.0, 0.5, 0.0)
+    )
+    read, halved, unread = (np.asarray(text_encoder(one)(prompts).context) for one in (applied, half, none))
+    word = make_learner(config, base).word
+    ids = tokenize(word.tokenizer, prompts, read.shape[1])
+    trained = context_of(
+        base.pipeline.text_encoder,
+        base.pipeline.text_encoder.params,
+        jnp.asarray(ids),
+        jnp.asarray(places_of(ids, word.ids)),
+        jnp.tile(wide.vectors, (2, 1, 1)),
+        unflatten_dict(wide.fusion, sep="/"),
+        jnp.asarray(word.origin),
+        "cross",
+    )
+    np.testing.assert_allclose(read, trained, atol=1e-3)  # the file is in float16
+    assert np.abs(read - unread)[0].max() > 0.05
+    np.testing.assert_allclose(2 * (halved - unread), read - unread, atol=1e-4)
+    plain = text_encoder(base.pipeline)(["a red at", "a red vase"]).context
+    np.testing.assert_allclose(unread[0], plain[0], atol=1e-3)
+    np.testing.assert_array_equal(read[1], plain[1])  # a prompt without the word is the base's
+
+    with pytest.raises(ValueError, match="cannot hold what encoded prompts read"):
+        save_pipeline(tmp_path / "base", applied)
+    asked = export_config.get_config()
+    asked.update({"base": str(small_base), "attributes": (str(tmp_path / "run"),)})
+    with pytest.raises(ValueError, match="fusion=placeholder to export it"):
+        export(asked, str(tmp_path / "exported"))
+
+
 def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, reference, tmp_path):
     config = small(
         appearance.get_config(), small_base, reference, rule="lora:2", dtype="bfloat16", crossed=1.0
@@ -197,6 +245,7 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
         ({"placeholder": "at"}, "ordinary word"),
         ({"attribute": "pose"}, "must be one of shape, appearance"),
         ({"filter": "cnn"}, "must be one of mlp"),
+        ({"fusion": "sum"}, "must be one of placeholder, cross"),
         ({"partition": "encodr"}, "did you mean 'encoder'"),
         ({"initial": ""}, "must be a word that the placeholder begins as"),
         ({"probe": {"prompts": ("a red vase",)}}, "has no {}, where the placeholder stands"),

@@ -1,10 +1,10 @@
 """The task ``filters``: an attribute's filter and fusion, learned once for all pictures.
 
-From pairs of rendered pictures that share the attribute and nothing else: the filter sees the first, and the
-second one is to be denoised from a caption in which the placeholder stands for what they share (condition on
-one picture, make another, as ELITE and IP-Adapter are trained; here the two pictures differ in all but the
-attribute, so that nothing else is worth passing on). The base stays as it is. What comes of it recognizes an
-attribute without any tuning, and is what tuning begins with.
+From pairs of pictures, rendered or stored, that share the attribute and nothing else: the filter sees the
+first, and the second one is to be denoised from a caption in which the placeholder stands for what they share
+(condition on one picture, make another, as ELITE and IP-Adapter are trained; here the two pictures differ in
+all but the attribute, so that nothing else is worth passing on). The base stays as it is. What comes of it
+recognizes an attribute without any tuning, and is what tuning begins with.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from attrjax.attributes.conditioning import (
+    FUSIONS,
     attribute_vectors,
     context_of,
     init_conditioning,
@@ -24,8 +25,10 @@ from attrjax.attributes.conditioning import (
     see,
 )
 from attrjax.attributes.fusion import places_of
+from attrjax.attributes.stored import Shown, open_pairs, stored_at
 from attrjax.attrworld.batches import INIT, rendered
 from attrjax.attrworld.bundled import base_or_bundled
+from attrjax.attrworld.render import Rendered, Scene
 from attrjax.attrworld.sharing import sharing_at
 from attrjax.checkpoints.attribute import ATTRIBUTES
 from attrjax.checkpoints.filter import DIRECTORY, SavedFilter, filter_digest, save_filter
@@ -46,7 +49,8 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
     error says only in the mean over many timesteps.
 
     Raises:
-        ValueError, FileNotFoundError: the base cannot be used, or the config does not fit itself.
+        ValueError, FileNotFoundError: the base or the data set cannot be used, or the config does not fit
+            itself.
         FileExistsError: the run directory holds a run and ``resume`` is false.
     """
     attribute = config["attribute"]
@@ -57,7 +61,11 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
     if pipeline.image_encoder is None:
         raise ValueError(f"{base} has no image_encoder, which filters read: add a CLIP vision tower")
     encoder, vae, text = pipeline.image_encoder, pipeline.vae, pipeline.text_encoder
-    word = new_word(pipeline, config["placeholder"], config["initial"], config["num_tokens"])
+    fusion = config["fusion"]
+    if fusion not in FUSIONS:
+        raise ValueError(f"fusion={fusion!r} must be one of {', '.join(FUSIONS)}")
+    word = new_word(pipeline, config["placeholder"], config["initial"], config["num_tokens"], fusion)
+    origin = jnp.asarray(word.origin)
     filter_ = make_filter(config["filter"], pipeline, config["num_tokens"])
     schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
     directory, root = begin(config, workdir, resume)
@@ -67,10 +75,11 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
     def loss_fn(
         params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        first, second = (rendered(batch[name], size) for name in ("seen", "made"))
+        first, second = (shown(batch[name], size) for name in ("seen", "made"))
         states, weight = see(encoder._replace(params=frozen["image_encoder"]), first.picture, first.mask)
-        vectors = attribute_vectors(params, filter_, jnp.asarray(word.origin), states, weight)
-        asked = context_of(text, frozen["text"], batch["asked"], batch["places"], vectors)
+        vectors = attribute_vectors(params, filter_, origin, states, weight, fusion)
+        ids, places = batch["asked"], batch["places"]
+        asked = context_of(text, frozen["text"], ids, places, vectors, params["fusion"], origin, fusion)
         told: Any = text.module.apply({"params": frozen["text"]}, batch["told"])
         far = _last(asked, batch["asked"] == end) - _last(told.last_hidden_state, batch["told"] == end)
         named = batch["named"]
@@ -96,10 +105,14 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
         batch = pairs(step)
         return {**batch, "places": places_of(batch["asked"], word.ids)}
 
-    pairs = sharing_at(root, config["batch_size"], attribute, word.text, word.tokenizer, length)
+    if config["dataset"]:
+        source = open_pairs(config["dataset"], config["split"])
+        pairs = stored_at(root, source, config["batch_size"], attribute, word, length, size)
+    else:
+        pairs = sharing_at(root, config["batch_size"], attribute, word.text, word.tokenizer, length)
     side = encoder.module.image_size
     states, weight = see(encoder, jnp.zeros((1, side, side, 3)), jnp.ones((1, side, side)))
-    params = init_conditioning(jax.random.fold_in(root, INIT), filter_, states, weight)
+    params = init_conditioning(jax.random.fold_in(root, INIT), filter_, states, weight, fusion)
     frozen = {
         "unet": pipeline.unet.params,
         "text": text.params,
@@ -109,12 +122,17 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
     trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=frozen)
     if trained is None:
         return
-    facts = {name: config[name] for name in ("attribute", "filter", "num_tokens", "initial")}
+    facts = {name: config[name] for name in ("attribute", "filter", "num_tokens", "initial", "fusion")}
     saved = SavedFilter(**facts, base=filter_digest(base, config["variant"] or None), params=trained)
     path = save_filter(directory / f"{attribute}.safetensors", saved)
     logging.info(
         "wrote %s (%.2f MB): it belongs into %s/%s", path, path.stat().st_size / 1e6, base, DIRECTORY
     )
+
+
+def shown(pictures: Scene | Shown, size: int) -> Rendered | Shown:
+    """Pictures with their masks: what a data set holds, or scenes, rendered on the device."""
+    return rendered(pictures, size) if isinstance(pictures, Scene) else pictures
 
 
 def _last(states: Float[Array, "b t d"], ends: Bool[Array, "b t"]) -> Float[Array, "b d"]:

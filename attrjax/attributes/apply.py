@@ -1,11 +1,15 @@
 """A base with learned attributes: their words in its vocabulary, their changes in its UNet."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int
 
+from attrjax.attributes.conditioning import read_across
 from attrjax.checkpoints.attribute import OTHER, Attribute
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.checkpoints.textual_inversion import with_words
@@ -19,7 +23,8 @@ class Applied(NamedTuple):
     """A base with learned attributes.
 
     Attributes:
-        pipeline: the base with longer vocabulary, and the UNet's weights of the first stage.
+        pipeline: the base with longer vocabulary, what its encoded prompts read of attributes, and the UNet's
+            weights of the first stage.
         adapters: bound adapters for ``generate``, of the first stage.
         stages: the UNet's weights and adapters by timestep, for ``generate``; empty where all timesteps have
             the same.
@@ -79,11 +84,17 @@ def apply_attributes(
         for name, leaf in attribute.weights.items():
             if name not in base or base[name].shape != leaf.shape:
                 raise ValueError(f"{attribute.word} changes {name}, which this base has not in that shape")
-        vectors = attribute.origin + strength * (attribute.vectors - attribute.origin)
-        known = {attribute.word: vectors}
+        if attribute.fusion is None:
+            known = {attribute.word: attribute.origin + strength * (attribute.vectors - attribute.origin)}
+        else:
+            known = {attribute.word: attribute.origin[None]}
         if attribute.other is not None:
             known[other_word(attribute.word, attribute.attribute)] = attribute.other
         pipeline = with_words(pipeline, {"text_encoder": known})
+        if attribute.fusion is not None:
+            number = pipeline.tokenizer.convert_tokens_to_ids(attribute.word)
+            reading = functools.partial(_read, attribute, strength, number)
+            pipeline = pipeline._replace(fusions=(*pipeline.fusions, reading))
     # What only has a word acts everywhere.
     tuned = [pair for (one, _), pair in zip(attributes, ranges, strict=True) if one.weights or one.adapter]
     edges = sorted({0, *(edge for pair in tuned for edge in pair if edge < MAX_TIMESTEP)}, reverse=True)
@@ -103,6 +114,20 @@ def sampling_timesteps(attribute: Attribute) -> tuple[int, int]:
     """The timesteps [low, high) at which an attribute's weights act, unless another range is asked for."""
     low, high = attribute.recipe.get("sampling_timesteps", (0, MAX_TIMESTEP))
     return int(low), int(high)
+
+
+def _read(
+    attribute: Attribute,
+    strength: float,
+    number: int,
+    ids: Int[np.ndarray, "b t"],
+    context: Float[Array, "b t d"],
+) -> Float[Array, "b t d"]:
+    """Encoded prompts that have read an attribute, where they hold its word, which has this number."""
+    assert attribute.fusion is not None
+    tokens = jnp.tile(attribute.vectors, (len(ids), 1, 1))
+    named = jnp.asarray((ids == number).any(1))
+    return read_across(unflatten_dict(attribute.fusion, sep="/"), context, tokens, named, strength)
 
 
 def _changed(params: dict[str, Any], attributes: Sequence[tuple[Attribute, float]]) -> tuple[Any, Any]:

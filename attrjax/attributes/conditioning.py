@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from attrjax.attributes.filters import FILTERS, patch_weight
-from attrjax.attributes.fusion import PlaceholderFusion, placed
+from attrjax.attributes.fusion import CrossFusion, PlaceholderFusion, placed
 from attrjax.checkpoints.attribute import placeholder_error
 from attrjax.checkpoints.pipeline import Component, Pipeline
 from attrjax.checkpoints.textual_inversion import add_tokens
@@ -17,6 +17,7 @@ from attrjax.models.clip_text import token_embeddings
 from attrjax.models.clip_vision import CLIPVisionModel, patch_states, preprocess
 
 Tree = Any
+FUSIONS = ("placeholder", "cross")  # how what a filter finds enters a prompt
 
 
 class Word(NamedTuple):
@@ -35,18 +36,21 @@ class Word(NamedTuple):
     origin: Float[np.ndarray, " d"]
 
 
-def new_word(pipeline: Pipeline, text: str, initial: str, count: int) -> Word:
-    """A placeholder of ``count`` tokens, which begins as another word.
+def new_word(pipeline: Pipeline, text: str, initial: str, count: int, fusion: str) -> Word:
+    """A placeholder, which begins as another word.
 
     Args:
         pipeline: the base.
         text: the placeholder.
         initial: a word of the base; of several tokens it is their mean.
-        count: K.
+        count: of a filter's tokens. The word has as many where they stand in its place, and is one token
+            where the encoded prompt reads them.
+        fusion: one of ``FUSIONS``.
 
     Raises:
         ValueError: the placeholder is an ordinary word or no word, or ``initial`` is none.
     """
+    count = 1 if fusion == "cross" else count
     if error := placeholder_error(text, pipeline.tokenizer):
         raise ValueError(error)
     origin = mean_embedding(pipeline, initial)
@@ -103,16 +107,20 @@ def attribute_vectors(
     origin: Float[Array, " d"],
     states: Float[Array, "b n c"],
     weight: Float[Array, "b n"],
+    fusion: str,
 ) -> Float[Array, "b k d"]:
-    """The placeholder's embeddings for what is seen.
+    """What is seen of an attribute: the placeholder's embeddings, or tokens for ``CrossFusion``.
 
     Args:
         params: ``filter`` and ``fusion``.
         filter_: of ``make_filter``.
         origin: of the word.
         states, weight: of ``see``.
+        fusion: one of ``FUSIONS``.
     """
-    tokens = filter_.apply({"params": params["filter"]}, states, weight)
+    tokens: Any = filter_.apply({"params": params["filter"]}, states, weight)
+    if fusion == "cross":
+        return tokens
     fused: Any = PlaceholderFusion().apply({"params": params["fusion"]}, tokens, origin)
     return fused
 
@@ -123,8 +131,11 @@ def context_of(
     ids: Int[Array, "b t"],
     places: Int[Array, "b t"],
     vectors: Float[Array, "b k d"],
+    params: Tree,
+    origin: Float[Array, " d"],
+    fusion: str,
 ) -> Float[Array, "b t d"]:
-    """The text encoder's states of prompts with an attribute's embeddings in them.
+    """What the UNet reads of prompts with an attribute in them: the text encoder's states.
 
     Args:
         text: the base's text encoder; its parameters are ``frozen``.
@@ -132,17 +143,45 @@ def context_of(
         ids: tokens; those of the placeholder may be outside the table.
         places: of ``fusion.places_of``.
         vectors: of ``attribute_vectors``.
+        params: of the fusion.
+        origin: of the word.
+        fusion: one of ``FUSIONS``.
     """
-    embeds = placed(token_embeddings(frozen, jnp.where(places >= 0, 0, ids)), places, vectors)
+    word = jnp.broadcast_to(origin, (len(vectors), 1, origin.shape[0])) if fusion == "cross" else vectors
+    embeds = placed(token_embeddings(frozen, jnp.where(places >= 0, 0, ids)), places, word)
     encoded: Any = text.module.apply({"params": frozen}, ids, inputs_embeds=embeds)
-    return encoded.last_hidden_state
+    context = encoded.last_hidden_state
+    return read_across(params, context, vectors, jnp.any(places >= 0, 1)) if fusion == "cross" else context
+
+
+def read_across(
+    params: Tree,
+    context: Float[Array, "b t d"],
+    tokens: Float[Array, "b k d"],
+    named: Bool[Array, " b"],
+    strength: float = 1.0,
+) -> Float[Array, "b t d"]:
+    """``CrossFusion`` of the prompts that name an attribute; the others stay as they are.
+
+    Args:
+        params: of the fusion.
+        context: encoded prompts.
+        tokens: of the attribute.
+        named: whether its placeholder is in them.
+        strength: of the attribute.
+    """
+    fused: Any = CrossFusion().apply({"params": params}, context, tokens, strength)
+    return jnp.where(named[:, None, None], fused, context)
 
 
 def init_conditioning(
-    key: Array, filter_: nn.Module, states: Float[Array, "b n c"], weight: Float[Array, "b n"]
+    key: Array, filter_: nn.Module, states: Float[Array, "b n c"], weight: Float[Array, "b n"], fusion: str
 ) -> dict[str, Tree]:
     """Parameters of filter and fusion to begin with."""
     of_filter, of_fusion = jax.random.split(key)
     tokens, params = jax.jit(filter_.init_with_output)(of_filter, states, weight)
-    fusion = PlaceholderFusion().init(of_fusion, tokens, tokens[0, 0])
-    return {"filter": params["params"], "fusion": fusion["params"]}
+    if fusion == "cross":
+        begun = CrossFusion().init(of_fusion, tokens, tokens)
+    else:
+        begun = PlaceholderFusion().init(of_fusion, tokens, tokens[0, 0])
+    return {"filter": params["params"], "fusion": begun["params"]}

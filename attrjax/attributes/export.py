@@ -47,6 +47,12 @@ def export(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     if form != "diffusers" and len(files) > 1:
         raise ValueError(f"a file of format {form} holds one attribute: export them one by one")
     pairs = [(load_attribute(path), strength) for path, strength in chosen]
+    for attribute, _ in pairs:
+        if attribute.fusion is not None:
+            raise ValueError(
+                f"encoded prompts read {attribute.word} (its fusion is cross), which other software cannot: "
+                "learn it with --config.fusion=placeholder to export it"
+            )
     check_run(workdir, config, resume=resume, may_change=())
     directory = Path(workdir)
     if form == "diffusers":

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 from attrjax.attributes.conditioning import (
+    FUSIONS,
     Word,
     attribute_vectors,
     context_of,
@@ -69,6 +70,7 @@ class Learner(NamedTuple):
         reference: the picture.
         word: its placeholder.
         filter: the attribute's.
+        fusion: how what it finds enters prompts, one of ``FUSIONS``.
         partition: of the UNet at the beginning.
         states, weight: what the filter reads of the reference itself.
         begun: parameters of filter and fusion to begin with.
@@ -81,6 +83,7 @@ class Learner(NamedTuple):
     reference: Reference
     word: Word
     filter: nn.Module
+    fusion: str
     partition: Partition
     states: Float[Array, "1 n c"]
     weight: Float[Array, "1 n"]
@@ -108,6 +111,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         make_optimizer(steps=config["steps"], **config["optimizer"])
     if config["patience"] < 0:
         raise ValueError(f"patience={config['patience']} must be a number of probes, or 0 for no end by them")
+    if config["fusion"] not in FUSIONS:
+        raise ValueError(f"fusion={config['fusion']!r} must be one of {', '.join(FUSIONS)}")
     if config["pairs"] not in PAIRS:
         raise ValueError(f"pairs={config['pairs']!r} must be one of {', '.join(PAIRS)}")
     if not 0 <= config["crossed"] <= 1:
@@ -177,7 +182,8 @@ def make_learner(config: Mapping[str, Any], base: Base) -> Learner:
     pipeline = base.pipeline
     assert pipeline.image_encoder is not None
     reference = read_reference(config, base)
-    word = new_word(pipeline, config["placeholder"], config["initial"], config["num_tokens"])
+    fusion = config["fusion"]
+    word = new_word(pipeline, config["placeholder"], config["initial"], config["num_tokens"], fusion)
     filter_ = make_filter(config["filter"], pipeline, config["num_tokens"])
     rules = rules_of(config["partition"], config["rule"])
     partition = split(pipeline.unet.params, rules, jax.random.fold_in(key, 0))
@@ -185,7 +191,12 @@ def make_learner(config: Mapping[str, Any], base: Base) -> Learner:
         pipeline.image_encoder, jnp.asarray(reference.picture[None]), jnp.asarray(reference.mask[None])
     )
     saved, other = find_filters(config, base.path)
-    begun = saved.params if saved else init_conditioning(jax.random.fold_in(key, 1), filter_, states, weight)
+    if saved:
+        begun = saved.params
+    else:
+        begun = init_conditioning(jax.random.fold_in(key, 1), filter_, states, weight, fusion)
+    # What prompts read when they are encoded is no word that could stand in a negative prompt.
+    sayable = other if other and other.fusion == "placeholder" else None
     if not saved and not config["steps"]:
         raise ValueError(
             f"steps=0 learns nothing, and {base.path} has no filter that recognizes the "
@@ -198,12 +209,13 @@ def make_learner(config: Mapping[str, Any], base: Base) -> Learner:
         reference=reference,
         word=word,
         filter=filter_,
+        fusion=fusion,
         partition=partition,
         states=states,
         weight=weight,
         begun=begun,
         recognizes=saved is not None,
-        other=recognized(other, pipeline, states, weight) if other else None,
+        other=recognized(sayable, pipeline, states, weight) if sayable else None,
     )
 
 
@@ -231,13 +243,23 @@ def frozen_of(learner: Learner) -> dict[str, Any]:
 
 
 def begun_of(learner: Learner) -> Float[Array, "..."]:
-    """What the placeholder's embeddings are kept near: those that the filter begins with, [1, k, d]; the
-    initial word, [d], where it was never trained.
+    """What ``attribute_vectors`` are kept near: those that the filter begins with, [1, k, d]; the initial
+    word, [d], where that was never trained and they are embeddings.
+    """
+    if not learner.recognizes and learner.fusion == "placeholder":
+        return jnp.asarray(learner.word.origin)
+    return vectors_of(learner.begun, learner)
+
+
+def vectors_of(params: Any, learner: Learner) -> Float[Array, "1 k d"]:
+    """``attribute_vectors`` of the reference itself.
+
+    Args:
+        params: of filter and fusion.
+        learner: what does not change.
     """
     origin = jnp.asarray(learner.word.origin)
-    if not learner.recognizes:
-        return origin
-    return attribute_vectors(learner.begun, learner.filter, origin, learner.states, learner.weight)
+    return attribute_vectors(params, learner.filter, origin, learner.states, learner.weight, learner.fusion)
 
 
 def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[Array, dict[str, Array]]]:
@@ -246,18 +268,20 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
     Of the learner it holds only what all references of a base and a config have in common; ``frozen`` is
     that of ``frozen_of`` with ``begun``, of ``begun_of``.
     """
-    pipeline, filter_ = learner.pipeline, learner.filter
+    pipeline, filter_, fusion = learner.pipeline, learner.filter, learner.fusion
     schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
     rows = config["batch_size"]
 
     def loss_fn(
         params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        vectors = attribute_vectors(params, filter_, frozen["origin"], batch["states"], batch["weight"])
+        origin, text = frozen["origin"], pipeline.text_encoder
+        vectors = attribute_vectors(params, filter_, origin, batch["states"], batch["weight"], fusion)
         clean = batch["latents"]
         more = len(clean) - rows
         vectors = jnp.pad(vectors, ((0, more), (0, 0), (0, 0)))
-        context = context_of(pipeline.text_encoder, frozen["text"], batch["ids"], batch["places"], vectors)
+        ids, places = batch["ids"], batch["places"]
+        context = context_of(text, frozen["text"], ids, places, vectors, params["fusion"], origin, fusion)
         variables = {"params": join(params["unet"], frozen["unet"])}
         if params["adapter"]:
             variables["adapters"] = bind(params["adapter"])
@@ -295,13 +319,10 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
         config: of the run.
         tuned: whether the UNet's part has changed; else it is left out.
     """
-    vectors = attribute_vectors(
-        params, learner.filter, jnp.asarray(learner.word.origin), learner.states, learner.weight
-    )
     weights = flatten_dict(params["unet"], sep="/")
     adapter = flatten_dict(params["adapter"], sep="/")
     keep = (
-        *("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens"),
+        *("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens", "fusion"),
         *("pairs", "draw", "crossed", "timesteps", "sampling_timesteps"),
     )
     return Attribute(
@@ -309,11 +330,12 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
         word=learner.word.text,
         initial=config["initial"],
         base=learner.digest,
-        vectors=np.asarray(vectors[0]),
+        vectors=np.asarray(vectors_of(params, learner)[0]),
         origin=learner.word.origin,
         other=learner.other,
         weights={name: np.asarray(leaf) for name, leaf in weights.items() if tuned},
         adapter={name: np.asarray(leaf) for name, leaf in adapter.items() if tuned},
         recipe={name: plain(config[name]) for name in keep}
         | {"example": config["probe"]["prompts"][0].replace(HERE, learner.word.text)},
+        fusion=flatten_dict(jax.device_get(params["fusion"]), sep="/") if learner.fusion == "cross" else None,
     )

@@ -51,7 +51,7 @@ def find_filters(config: Mapping[str, Any], base: Path) -> tuple[SavedFilter | N
 def _chosen(path: Path, config: Mapping[str, Any], own: bool) -> SavedFilter | None:
     """A filter of the config's kind; of another kind it is None where it is the base's own."""
     saved = load_filter(path)
-    wanted = {name: config[name] for name in ("attribute", "filter", "num_tokens", "initial")}
+    wanted = {name: config[name] for name in ("attribute", "filter", "num_tokens", "initial", "fusion")}
     differs = [name for name, value in wanted.items() if getattr(saved, name) != value]
     if differs and own:
         logging.info("the filter is learned anew: %s differs in %s", path, ", ".join(differs))
@@ -67,12 +67,13 @@ def _chosen(path: Path, config: Mapping[str, Any], own: bool) -> SavedFilter | N
 def recognized(
     saved: SavedFilter, pipeline: Pipeline, states: Float[Array, "1 n c"], weight: Float[Array, "1 n"]
 ) -> Float[np.ndarray, "k d"]:
-    """Embeddings of what a filter finds in a reference, as ``conditioning.see`` sees it."""
+    """What a filter finds in a reference, as ``see`` sees it, in the terms of ``attribute_vectors``."""
     vectors = attribute_vectors(
         saved.params,
         make_filter(saved.filter, pipeline, saved.num_tokens),
         jnp.asarray(mean_embedding(pipeline, saved.initial)),
         states,
         weight,
+        saved.fusion,
     )
     return np.asarray(vectors[0])

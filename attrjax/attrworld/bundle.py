@@ -28,7 +28,7 @@ def bundle(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         FileExistsError: the run directory holds a base.
     """
     check_run(workdir, config, resume=resume, may_change=())
-    networks = {name: load_component(config[name], name) for name in STEMS if name in config}
+    networks: dict[str, Any] = {name: load_component(config[name], name) for name in STEMS if name in config}
     # Pipelines of torch diffusers take the first output of the text encoder for the context, and with a
     # projection that is another one.
     text = networks["text_encoder"]

@@ -64,11 +64,25 @@ def draw_sharing(generator: np.random.Generator, n: int, attribute: str, placeho
         ]
     asked, told = [], []
     for one in facts:
-        state = generator.bit_generator.state
-        told.append(caption(one, generator, **_named(attribute, one)))
-        generator.bit_generator.state = state
-        asked.append(caption(one, generator, **_named(attribute, one, placeholder)))
+        with_it, without = ask(attribute, one, generator, placeholder)
+        asked.append(with_it)
+        told.append(without)
     return Sharing(first.scene, made, asked, told, facts)
+
+
+def ask(attribute: str, facts: Facts, generator: np.random.Generator, placeholder: str) -> tuple[str, str]:
+    """A caption with a placeholder for an attribute, and the same one with words for it.
+
+    Args:
+        attribute: "shape" or "appearance".
+        facts: of the picture.
+        generator: of the caption's form.
+        placeholder: what stands for the attribute.
+    """
+    state = generator.bit_generator.state
+    told = caption(facts, generator, **_named(attribute, facts))
+    generator.bit_generator.state = state
+    return caption(facts, generator, **_named(attribute, facts, placeholder)), told
 
 
 def sharing_at(

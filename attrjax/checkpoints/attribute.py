@@ -32,12 +32,14 @@ class Attribute(NamedTuple):
         word: the placeholder that stands for it in prompts.
         initial: the word that it began as, which it is at strength 0.
         base: ``weights_digest`` of the base that it belongs to.
-        vectors: embeddings of the placeholder's K tokens.
+        vectors: embeddings of the placeholder's K tokens; with ``fusion``, tokens that prompts with the
+            placeholder read when they are encoded.
         origin: embedding of ``initial``.
         other: embeddings of the reference's other attribute, for ``apply.other_word``; None where unknown.
         weights: {"/"-path: value} of the UNet's leaves that were tuned themselves.
         adapter: {"/"-path: value} of low-rank factors, as ``models.adapters`` has them.
         recipe: how it was learned, in JSON's terms.
+        fusion: {"/"-path: value} of ``attributes.fusion.CrossFusion``; None where there is none.
     """
 
     attribute: str
@@ -50,6 +52,7 @@ class Attribute(NamedTuple):
     weights: dict[str, np.ndarray]
     adapter: dict[str, np.ndarray]
     recipe: dict[str, Any]
+    fusion: dict[str, np.ndarray] | None = None
 
 
 def save_attribute(path: str | Path, attribute: Attribute, *, dtype: Any = np.float16) -> Path:
@@ -68,6 +71,7 @@ def save_attribute(path: str | Path, attribute: Attribute, *, dtype: Any = np.fl
         tensors["other"] = attribute.other
     tensors |= {f"unet/{name}": leaf for name, leaf in attribute.weights.items()}
     tensors |= {f"adapter/{name}": leaf for name, leaf in attribute.adapter.items()}
+    tensors |= {f"fusion/{name}": leaf for name, leaf in (attribute.fusion or {}).items()}
     facts = {name: getattr(attribute, name) for name in _FACTS}
     header = {"attrjax": FORMAT, **facts, "recipe": json.dumps(attribute.recipe, sort_keys=True)}
     stored = {name: np.asarray(leaf).astype(dtype) for name, leaf in tensors.items()}
@@ -89,7 +93,7 @@ def load_attribute(path: str | Path) -> Attribute:
     wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     parts = {
         prefix: {name.removeprefix(prefix): leaf for name, leaf in wide.items() if name.startswith(prefix)}
-        for prefix in ("unet/", "adapter/")
+        for prefix in ("unet/", "adapter/", "fusion/")
     }
     return Attribute(
         **{name: header[name] for name in _FACTS},
@@ -99,6 +103,7 @@ def load_attribute(path: str | Path) -> Attribute:
         weights=parts["unet/"],
         adapter=parts["adapter/"],
         recipe=json.loads(header["recipe"]),
+        fusion=parts["fusion/"] or None,
     )
 
 

@@ -16,7 +16,7 @@ from attrjax.checkpoints.exchange import read_exchange_file, write_exchange_file
 
 DIRECTORY = "filters"
 FORMAT = "attrjax filter 1"
-_FACTS = ("attribute", "filter", "initial", "base")
+_FACTS = ("attribute", "filter", "initial", "base", "fusion")
 
 
 class SavedFilter(NamedTuple):
@@ -29,6 +29,7 @@ class SavedFilter(NamedTuple):
         initial: words that tokens are added to.
         base: ``filter_digest`` of the base.
         params: trees ``filter`` and ``fusion``.
+        fusion: how tokens enter prompts, one of ``attributes.conditioning.FUSIONS``.
     """
 
     attribute: str
@@ -37,6 +38,7 @@ class SavedFilter(NamedTuple):
     initial: str
     base: str
     params: dict[str, Any]
+    fusion: str = "placeholder"
 
 
 def filter_digest(base: str | Path, variant: str | None = None) -> str:
@@ -63,6 +65,7 @@ def load_filter(path: str | Path) -> SavedFilter:
     if header.get("attrjax") != FORMAT:
         raise ValueError(f"{file} is no attribute filter; those are written by configs/attrworld/filters.py")
     params = unflatten_dict({name: leaf.astype(np.float32) for name, leaf in tensors.items()}, sep="/")
+    header = {"fusion": "placeholder", **header}  # files of before there were two do not say it
     return SavedFilter(
         **{name: header[name] for name in _FACTS}, num_tokens=int(header["num_tokens"]), params=params
     )

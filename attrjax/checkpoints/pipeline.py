@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ class Pipeline(NamedTuple):
         scheduler: ``scheduler_config.json``.
         model_index: ``model_index.json``.
         preprocessor: ``preprocessor_config.json`` of the image encoder.
+        fusions: what encoded prompts read besides, functions (ids [b, t], context [b, t, d]) to the context,
+            of ``attributes.apply``. No directory holds them.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Pipeline(NamedTuple):
     scheduler: dict[str, Any]
     model_index: dict[str, Any]
     preprocessor: dict[str, Any] | None
+    fusions: tuple[Callable[..., Any], ...] = ()
 
 
 # Networks: the stem of their weight files, and the torch classes that they may be of.
@@ -323,6 +326,11 @@ def save_pipeline(
     if missing:
         raise ValueError(
             f"the pipeline was loaded without {', '.join(missing)}: load all components to save it"
+        )
+    if pipeline.fusions:
+        raise ValueError(
+            "a directory in diffusers layout cannot hold what encoded prompts read of an attribute: learn it "
+            "with --config.fusion=placeholder"
         )
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     try:

@@ -85,7 +85,10 @@ def text_encoder(
         for i in range(len(prompts)):
             texts = _run_towers(variables, [tower_ids[i : i + 1] for tower_ids in ids], modules=modules)
             if len(towers) == 1:
-                encoded.append(Encoded(texts[0].last_hidden_state, None))
+                context = texts[0].last_hidden_state
+                for fuse in pipeline.fusions:
+                    context = fuse(ids[0][i : i + 1], context)
+                encoded.append(Encoded(context, None))
             else:
                 context = jnp.concatenate([text.hidden_states[-2] for text in texts], axis=-1)
                 encoded.append(Encoded(context, texts[-1].text_embeds))

@@ -5,6 +5,9 @@ python -m attrjax.main --config=configs/attrworld/filters.py:attribute=appearanc
 
 Trains on pairs of pictures that share the attribute and nothing else, rendered as it trains, and writes
 runs/filters/shape.safetensors, which belongs into the base's directory filters. It goes on with --resume.
+
+    --config.base=DIR --config.dataset=PAIRS --config.size=512    filters for a base of your own, from pairs
+                                                                  that are stored
 """
 
 from ml_collections import ConfigDict
@@ -23,9 +26,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task = "filters"
     config.seed = 0
     # As tuning has them, which begins with what is learned here.
-    for name in ("attribute", "base", "variant", "placeholder", "initial", "filter", "num_tokens"):
+    for name in ("attribute", "base", "variant", "placeholder", "initial", "filter", "num_tokens", "fusion"):
         config[name] = used[name]
 
+    # A directory of pairs that TFDS has prepared, in place of rendered ones: docs/attributes.md says what an
+    # example has. Give size and num_tokens that suit the base.
+    config.dataset = ""
+    config.split = "train"
     config.size = 64  # pixels of the pictures
     config.batch_size = 16
     config.timesteps = (0, 1000)

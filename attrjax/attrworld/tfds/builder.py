@@ -34,6 +34,7 @@ from attrjax.attrworld.scenes import (
     draw_scenes,
     unseen,
 )
+from attrjax.attrworld.sharing import ask
 
 ATTRIBUTES = ("shape", "appearance")
 # Depth is stored in steps of 1/1024, which costs half of what all its bits cost.
@@ -98,8 +99,11 @@ class AttrworldConfig(tfds.core.BuilderConfig):
 class Attrworld(tfds.core.GeneratorBasedBuilder):
     """Pictures of one object on a backdrop, with its mask, depth, caption and all that was drawn."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The first."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.0.0": "The first.",
+        "1.1.0": "Pairs have captions of their second picture in which {} stands for what they share.",
+    }
     BUILDER_CONFIGS = [
         AttrworldConfig(name="scenes", description="Single pictures."),
         AttrworldConfig(
@@ -174,6 +178,9 @@ def _pair_features(config: AttrworldConfig) -> dict[str, Any]:
     both = {f"{name}_{which}": feature for which in "ab" for name, feature in of_one.items()}
     return both | {
         "attribute": tfds.features.ClassLabel(names=list(ATTRIBUTES)),
+        # Of the second picture, with {} for the attribute, and with words for it.
+        "asked": tfds.features.Text(),
+        "told": tfds.features.Text(),
         "seed": np.int64,
         "index": np.int64,
     }
@@ -217,12 +224,17 @@ def _pair_examples(config: AttrworldConfig, split: str, start: int) -> list[dict
         for here, there, attribute in zip(first.facts, second.facts, attributes, strict=True)
     ]
     second = Drawn(second.scene._replace(shape=shape, material=material), facts)
-    both = zip(_seen(config, first, generator), _seen(config, second, generator), attributes, strict=True)
+    seen = _seen(config, first, generator), _seen(config, second, generator)
+    # With random numbers of their own, so that all else is as it was before there were these captions.
+    forms = np.random.default_rng([config.seed, list(SPLITS).index(split), start, 1])
+    captions = [
+        ask(ATTRIBUTES[attribute], one, forms, "{}") for one, attribute in zip(facts, attributes, strict=True)
+    ]
     return [
         {f"{name}_a": value for name, value in a.items() if name != "depth"}
         | {f"{name}_b": value for name, value in b.items() if name != "depth"}
-        | {"attribute": ATTRIBUTES[attribute]}
-        for a, b, attribute in both
+        | {"attribute": ATTRIBUTES[attribute], "asked": asked, "told": told}
+        for a, b, attribute, (asked, told) in zip(*seen, attributes, captions, strict=True)
     ]
 
 

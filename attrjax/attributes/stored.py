@@ -1,0 +1,134 @@
+"""Pairs of pictures that share one attribute, from a TFDS data set.
+
+Examples are drawn at random by the step, from a source with random access: a run that goes on reads what it
+would have read, and of several processes each reads its own rows alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+from PIL import Image
+
+from attrjax.attributes.conditioning import Word
+from attrjax.attributes.learner import HERE
+from attrjax.attrworld.batches import generator_at, rows_here
+from attrjax.checkpoints.attribute import ATTRIBUTES
+from attrjax.data.prompts import tokenize
+
+FIELDS = ("picture_a", "picture_b", "asked")
+TRIES = 1000  # examples that are looked at for one of an attribute
+
+
+class Shown(NamedTuple):
+    """Pictures [n, h, w, 3] in [-1, 1] and masks [n, h, w] in [0, 1] of what is meant in them."""
+
+    picture: Float[Array, "n h w 3"]
+    mask: Float[Array, "n h w"]
+
+
+class Pairs(NamedTuple):
+    """A split of a data set.
+
+    Attributes:
+        path: of the data set.
+        rows: its examples.
+        attributes: names of the label "attribute"; none where the examples have no such label.
+    """
+
+    path: Path
+    rows: Sequence[Mapping[str, Any]]
+    attributes: tuple[str, ...]
+
+
+def open_pairs(directory: str, split: str) -> Pairs:
+    """A split of a prepared data set with ``FIELDS``, in a format with random access (array_record).
+
+    Raises:
+        FileNotFoundError: there is no data set.
+        ValueError: TFDS is not installed, or it has no such split, no examples, or lacks fields.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError("config.dataset needs TFDS: pip install 'attrjax[tfds]'") from error
+    path = Path(directory)
+    if not (path / "dataset_info.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds no data set: name the directory with dataset_info.json, DATASET/CONFIG/VERSION"
+        )
+    builder = tfds.builder_from_directory(str(path))
+    features = builder.info.features
+    missing = [name for name in FIELDS if name not in features]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}: pairs are to have {', '.join(FIELDS)}")
+    if split not in builder.info.splits or not builder.info.splits[split].num_examples:
+        known = ", ".join(name for name, one in builder.info.splits.items() if one.num_examples)
+        raise ValueError(f"{path} has no examples in a split {split!r}, only in {known}")
+    names = tuple(features["attribute"].names) if "attribute" in features else ()
+    return Pairs(path, builder.as_data_source(split), names)
+
+
+def stored_at(
+    root: Key[Array, ""], pairs: Pairs, batch_size: int, attribute: str, word: Word, length: int, size: int
+) -> Callable[[int], dict[str, Any]]:
+    """``batch_at`` of pairs: as ``attrworld.sharing.sharing_at``, with pictures in the place of scenes.
+
+    Args:
+        root: the run's root key.
+        pairs: that are drawn from, with replacement.
+        batch_size: pairs of all processes together.
+        attribute: that pairs are to share; others are passed over.
+        word: what stands for it.
+        length: of tokenized captions.
+        size: of pictures, in pixels.
+    """
+    rows = rows_here(batch_size)
+    assert attribute in ATTRIBUTES
+
+    def draw(generator: np.random.Generator) -> Mapping[str, Any]:
+        for _ in range(TRIES):
+            row = pairs.rows[int(generator.integers(len(pairs.rows)))]
+            if not pairs.attributes or pairs.attributes[row["attribute"]] == attribute:
+                return row
+        raise ValueError(f"of {TRIES} pairs of {pairs.path} none share their {attribute}")
+
+    def batch_at(step: int) -> dict[str, Any]:
+        generator = generator_at(root, step)
+        drawn = [draw(generator) for _ in range(rows)]
+        asked = [_text(row, "asked") for row in drawn]
+        for caption in asked:
+            if HERE not in caption:
+                raise ValueError(f"the caption {caption!r} of {pairs.path} has no {HERE} for the {attribute}")
+        told = [_text(row, "told") for row in drawn]
+        return {
+            "seen": _shown(drawn, "a", size),
+            "made": _shown(drawn, "b", size),
+            "asked": tokenize(word.tokenizer, [one.replace(HERE, word.text) for one in asked], length),
+            "told": tokenize(word.tokenizer, told, length),
+            "named": np.array([bool(one) for one in told], np.float32),
+        }
+
+    return batch_at
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    found = row.get(name, b"")
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], which: str, size: int) -> Shown:
+    """Pictures of pairs in a size; where there is no mask all of a picture is meant."""
+    pictures, masks = [], []
+    for row in rows:
+        picture = row[f"picture_{which}"]
+        mask = row.get(f"mask_{which}")
+        mask = np.full(picture.shape[:2], 255, np.uint8) if mask is None else mask[..., 0]
+        resized = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+        pictures.append(np.asarray(resized))
+        masks.append(np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BILINEAR)))
+    scaled = (np.array(pictures, np.float32) / 127.5 - 1, np.array(masks, np.float32) / 255)
+    return Shown(*map(jnp.asarray, scaled))
