@@ -126,13 +126,16 @@ def pictures_of(
     digest: str,
     *,
     timesteps: Sequence[tuple[int, int]] | None = None,
-    strength: float = 1.0,
+    strengths: Sequence[float] | None = None,
+    negative: str = "",
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """A picture of each prompt and seed, with what was learned, at the files' timesteps or at others."""
-    pairs = [(one, strength) for one in learned]
+    """A picture of each prompt and seed, with what was learned; where none are given, strengths are 1 and
+    timesteps the files' own.
+    """
+    pairs = list(zip(learned, strengths or [1.0] * len(learned), strict=True))
     tuned, adapters, stages = apply_attributes(pipeline, pairs, digest=digest, timesteps=timesteps)
     jobs = make_jobs(prompts, SEEDS)
-    settings = Settings(steps=20, guidance=4.0, batch_size=8)
+    settings = Settings(negative_prompt=negative, steps=20, guidance=4.0, batch_size=8)
     return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))
 
 

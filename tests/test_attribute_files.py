@@ -10,6 +10,7 @@ from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.partition import rules_of, split
 from attrjax.checkpoints.attribute import (
     Attribute,
+    as_stored,
     load_attribute,
     placeholder_error,
     save_attribute,
@@ -63,6 +64,9 @@ def test_a_saved_attribute_makes_the_picture_that_it_made_before(base, tmp_path,
     attribute = learned(pipeline, digest, "<it>", "encoder", rule)
     read = load_attribute(save_attribute(tmp_path, attribute).parent)
     assert read.recipe == {"steps": 3} and read.word == "<it>" and read.base == digest
+    stored = as_stored(attribute)
+    jax.tree.map(np.testing.assert_array_equal, stored._replace(recipe=None), read._replace(recipe=None))
+    assert (stored.vectors != attribute.vectors).any()  # which has more bits
     pictures = []
     for one in (attribute, read):
         tuned, adapters, stages = apply_attributes(pipeline, [(one, 1.0)], digest=digest)

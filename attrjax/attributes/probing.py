@@ -17,7 +17,7 @@ from attrjax.attributes.learner import HERE, Base, Learner, foreground, to_attri
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.partition import describe
 from attrjax.attributes.report import write_report
-from attrjax.checkpoints.attribute import FILE_NAME, Attribute, load_attribute, save_attribute
+from attrjax.checkpoints.attribute import FILE_NAME, Attribute, as_stored, load_attribute, save_attribute
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.generate import Job, Settings, make_jobs, make_pictures
 from attrjax.runs import peak_memory, timed, write_record
@@ -37,6 +37,8 @@ class Run(NamedTuple):
         similarity: of pictures to the reference.
         unmoved: that of ``before``.
         timings: seconds that parts took, {name: seconds}; more are added.
+        kept: pictures of the best step so far, {step: pictures}; it changes, and is empty where another
+            process made them.
     """
 
     config: Mapping[str, Any]
@@ -46,6 +48,7 @@ class Run(NamedTuple):
     similarity: measure.Similarity
     unmoved: dict[str, Float[np.ndarray, " n"]]
     timings: dict[str, float]
+    kept: dict[int, Pictures]
 
 
 def open_run(
@@ -64,7 +67,7 @@ def open_run(
         )
     else:
         similarity = measure.judged(base.judges, learner.reference)
-    return Run(config, learner, directory, before, similarity, similarity(before), timings)
+    return Run(config, learner, directory, before, similarity, similarity(before), timings, {})
 
 
 def pictures_before(config: Mapping[str, Any], pipeline: Pipeline) -> Pictures:
@@ -91,13 +94,17 @@ def look(run: Run, step: int, params: Any) -> bool:
     """
     config, directory = run.config, run.directory
     with timed(run.timings, "probe, of that"):
-        attribute = to_attribute(jax.device_get(params), run.learner, config, tuned=step > 0)
-        moved = run.similarity(pictures_with(run, attribute))
+        # What is measured is what the file will hold, in fewer bits.
+        attribute = as_stored(to_attribute(jax.device_get(params), run.learner, config, tuned=step > 0))
+        pictures = pictures_with(run, attribute)
+        moved = run.similarity(pictures)
         found = measure.probe(config["attribute"], step, run.unmoved, moved)
         # A run that goes on measures again what was measured after its checkpoint.
         others = [one for one in read_probes(directory) if one.step != step]
         if found.score > max((one.score for one in others), default=-np.inf):
             save_attribute(directory, attribute)
+            run.kept.clear()
+            run.kept[step] = pictures
         with (directory / PROBES).open("a") as file:
             file.write(json.dumps({**found._asdict(), "score": found.score}) + "\n")
     logging.info(
@@ -155,8 +162,10 @@ def finish(run: Run, started: float) -> tuple[dict[str, Any], Pictures]:
     config, learner, directory = run.config, run.learner, run.directory
     probes = read_probes(directory)
     best = max(probes, key=lambda one: one.score)
-    with timed(run.timings, "before and after"):
-        after = pictures_with(run, load_attribute(directory))
+    after = run.kept.get(best.step)
+    if after is None:
+        with timed(run.timings, "before and after"):
+            after = pictures_with(run, load_attribute(directory))
     run.timings["all"] = round(time.monotonic() - started, 3)
     size = (directory / FILE_NAME).stat().st_size
     results = {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -53,6 +54,21 @@ class Attribute(NamedTuple):
     adapter: dict[str, np.ndarray]
     recipe: dict[str, Any]
     fusion: dict[str, np.ndarray] | None = None
+
+
+def as_stored(attribute: Attribute, *, dtype: Any = np.float16) -> Attribute:
+    """An attribute with its numbers as ``load_attribute`` will read them.
+
+    Args:
+        attribute: what was learned.
+        dtype: of the stored numbers.
+    """
+
+    def rounded(leaf: np.ndarray) -> np.ndarray:
+        return np.asarray(leaf).astype(dtype).astype(np.float32)
+
+    names = ("vectors", "origin", "other", "weights", "adapter", "fusion")
+    return attribute._replace(**{name: jax.tree.map(rounded, getattr(attribute, name)) for name in names})
 
 
 def save_attribute(path: str | Path, attribute: Attribute, *, dtype: Any = np.float16) -> Path:

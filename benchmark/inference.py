@@ -1,0 +1,139 @@
+"""How should a learned shape and a learned appearance act in sampling?
+
+python -m benchmark.inference --out=runs/inference
+
+References of the set ``composed`` (see ``benchmark.attributes``, whose runs with the same ``--out`` it takes)
+are learned by the default recipes and sampled in several ways: at several ranges of timesteps, at other
+strengths, with guidance away from the reference's other attribute; alone, and in pairs of one reference's
+shape with another's appearance, of which each shape is in two. A run that is there is not made again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from attrjax.attrworld.bundled import BASE
+from attrjax.attrworld.evaluate import as_seen
+from attrjax.attrworld.judges import load_judges
+from attrjax.checkpoints.attribute import Attribute, weights_digest
+from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
+from attrjax.data.pictures import png_bytes
+from attrjax.runs import write_whole
+from attrjax.sample import other_said
+from benchmark.attributes import EMBED, MEASURES, learn, measured, pictures_of, prompts_for, references
+
+
+class Way(NamedTuple):
+    """How an attribute acts: at timesteps [low, high), at a strength, with its ``negative_attributes``."""
+
+    low: int
+    high: int
+    strength: float = 1.0
+    negative: bool = False
+
+
+ALONE = {
+    "appearance": [
+        *(Way(0, 1000), Way(0, 850), Way(0, 750), Way(0, 650)),
+        *(Way(0, 750, 0.8), Way(0, 750, 1.2), Way(0, 750, 1.4), Way(0, 750, negative=True)),
+    ],
+    "shape": [
+        *(Way(0, 1000), Way(200, 1000), Way(400, 1000)),
+        *(Way(200, 1000, 0.8), Way(200, 1000, 1.2), Way(200, 1000, negative=True)),
+    ],
+}
+# Of the shape, and of the appearance.
+COMPOSED = [
+    (Way(0, 1000), Way(0, 1000)),
+    (Way(200, 1000), Way(0, 850)),
+    (Way(200, 1000), Way(0, 750)),
+    (Way(200, 1000), Way(0, 750, 1.2)),
+    (Way(400, 1000), Way(0, 750)),
+    (Way(400, 1000), Way(0, 850)),
+]
+PARTNERS = (1, 3)  # whose appearance a shape gets, counted from its own reference
+
+
+def main() -> None:
+    """Learn, sample at every range, measure, and write ``inference.md``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=10)
+    given = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    judges = load_judges()
+    all_ = references("composed", given.count, judges)
+    pipeline, digest = load_pipeline(BASE), weights_digest(BASE)
+    learned: dict[str, list[Attribute]] = {attribute: [] for attribute in ALONE}
+    for name, picture in zip(all_.names, all_.pictures, strict=True):
+        source = given.out / "references" / f"{name}.png"
+        write_whole(source, png_bytes(picture))
+        for attribute, ones in learned.items():
+            path = given.out / "default" / "seed0" / attribute / name
+            ones.append(learn(path, source, attribute, {"seed": 0}))
+
+    lines: list[str] = []
+
+    def say(cells: Sequence[object]) -> None:
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        print(lines[-1], flush=True)
+
+    say(["attribute", "acts at", "strength", "negative", *MEASURES])
+    say(["---"] * (4 + len(MEASURES)))
+    for attribute, ones in learned.items():
+        for way in ALONE[attribute]:
+            found = []
+            for index, one in enumerate(ones):
+                made = pictures_in(pipeline, digest, [one], [way], prompts_for(attribute, one.word))
+                found.append(measured(judges, all_, index, attribute, made))
+            means = [f"{100 * np.mean([row[name] for row in found]):.1f}" for name in MEASURES]
+            say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, *means])
+    say(["shape", "appearance", "shape right", "appearance right", "both"])
+    say(["---"] * 5)
+    for ways in COMPOSED:
+        shares = []
+        for i, shape in enumerate(learned["shape"]):
+            for j in ((i + offset) % given.count for offset in PARTNERS):
+                pair = [shape, learned["appearance"][j]]
+                said = f"a {pair[0].word} made of {pair[1].word}"
+                asked = [said, f"{said} on a white background"]
+                seen = as_seen(pictures_in(pipeline, digest, pair, ways, asked))
+                right = [
+                    (EMBED[name](judges, seen) @ all_.galleries[name].T).argmax(-1) == index
+                    for name, index in (("shape", i), ("appearance", j))
+                ]
+                shares.append([np.mean(right[0]), np.mean(right[1]), np.mean(right[0] & right[1])])
+        means = [f"{100 * value:.1f}" for value in np.mean(shares, axis=0)]
+        say([*(f"{way.low} to {way.high} at {way.strength}" for way in ways), *means])
+    write_whole(given.out / "inference.md", ("\n".join(lines) + "\n").encode())
+
+
+def pictures_in(
+    pipeline: Pipeline,
+    digest: str,
+    learned: Sequence[Attribute],
+    ways: Sequence[Way],
+    prompts: Sequence[str],
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Pictures of prompts with attributes that act in ways of their own."""
+    away = ", ".join(other_said(one) for one, way in zip(learned, ways, strict=True) if way.negative)
+    return pictures_of(
+        pipeline,
+        learned,
+        prompts,
+        digest,
+        timesteps=[(way.low, way.high) for way in ways],
+        strengths=[way.strength for way in ways],
+        negative=away,
+    )
+
+
+if __name__ == "__main__":
+    main()
