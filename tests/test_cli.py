@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from attrjax.arguments import base_preset, one_line, parse_arg
+from attrjax.runs import use_compile_cache
 from attrjax.sample import make_settings
 from configs import sample
 
@@ -160,6 +162,20 @@ def test_config_arguments_are_typed():
 )
 def test_a_full_disk_is_one_line_that_says_what_to_do(error):
     assert one_line(error).startswith("the disk is full: make room") and "\n" not in one_line(error)
+
+
+def test_programs_compiled_for_another_number_of_cores_are_not_run(tmp_path, monkeypatch):
+    """XLA divides sums by how many cores there are, so a run would depend on who filled the cache."""
+    before, found = jax.config.jax_compilation_cache_dir, []
+    try:
+        for cores in ({0}, {0, 1}, {1}):
+            monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+            use_compile_cache(str(tmp_path))
+            found.append(jax.config.jax_compilation_cache_dir)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert found[0] == found[2] != found[1]
+    assert all(Path(one).is_dir() and Path(one).parent == tmp_path for one in found)
 
 
 def test_guidance_suits_the_base():
