@@ -5,13 +5,12 @@ the step's number, and a batch is a function of that number too. So a run that i
 started again ends with the same bytes as one that was not.
 """
 
-import queue
 import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
 from attrjax.metrics_log import MetricsLog
 from attrjax.parallel.mesh import place_batch, place_state, shard_state
+from attrjax.prefetch import in_background
 
 EXIT_SAVED = 42  # a run that was told to stop has saved its state, and goes on when it is started again
 # How many steps the host runs ahead of the device: enough to keep it busy, few enough that the bar, the time
@@ -342,43 +342,6 @@ def train(
         if log:
             log.close()
         manager.close()  # waits for a save that is under way
-
-
-def in_background(fetch: Callable[[int], Any], items: range, ahead: int) -> Generator[Any]:
-    """``fetch`` of every item, in order, made in another thread; its errors are raised here.
-
-    At most ``ahead`` results, 1 or more, wait to be taken.
-    """
-    results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=ahead)
-    over = threading.Event()
-
-    def put(result: Any, error: BaseException | None = None) -> None:
-        while not over.is_set():
-            try:
-                return results.put((result, error), timeout=0.1)
-            except queue.Full:
-                pass
-
-    def work() -> None:
-        try:
-            for item in items:
-                if over.is_set():
-                    return
-                put(fetch(item))
-        except BaseException as error:  # whatever it is, it is raised where the result is waited for
-            put(None, error)
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        for _ in items:
-            result, error = results.get()
-            if error is not None:
-                raise error
-            yield result
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from jaxtyping import Float, UInt8
 
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.customize import customize
-from attrjax.attrworld import held_out_shapes, looks
+from attrjax.attrworld import held_out_looks, held_out_shapes
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.captions import prompt
 from attrjax.attrworld.evaluate import as_seen, seen
@@ -85,7 +85,7 @@ def references(kind: str, count: int, judges: Judges) -> References:
     """
     if kind == "held_out":
         generator = np.random.default_rng(11)
-        shape_names, material_names = list(held_out_shapes.FAMILIES), list(looks.HELD_OUT)
+        shape_names, material_names = list(held_out_shapes.FAMILIES), list(held_out_looks.FAMILIES)
         material_names = [material_names[(5 * i + 2) % len(material_names)] for i in range(len(shape_names))]
     else:
         generator = np.random.default_rng(12)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attrjax.attrworld import concepts, held_out_shapes, looks, scenes, shapes, words
+from attrjax.attrworld import concepts, held_out_looks, held_out_shapes, looks, scenes, shapes, words
 from attrjax.attrworld.concepts import render_concept
 from attrjax.attrworld.materials import PATTERNS, layer, make_material, surface
 from attrjax.attrworld.render import BOUND_CENTER, DISTANCE, FLOOR, from_srgb, render, render_batch
@@ -449,7 +449,7 @@ def test_families_are_the_words_families():
     assert tuple(shapes.FAMILIES) == words.TRAIN_SHAPES and len(words.TRAIN_SHAPES) >= 24
     assert tuple(held_out_shapes.FAMILIES) == words.HELD_OUT_SHAPES and len(words.HELD_OUT_SHAPES) >= 12
     assert tuple(looks.FAMILIES) == words.TRAIN_MATERIALS and len(words.TRAIN_MATERIALS) >= 24
-    assert tuple(looks.HELD_OUT) == words.HELD_OUT_MATERIALS and len(words.HELD_OUT_MATERIALS) >= 12
+    assert tuple(held_out_looks.FAMILIES) == words.HELD_OUT_MATERIALS and len(words.HELD_OUT_MATERIALS) >= 12
     assert tuple(looks.COLOURS) == words.COLOURS
     assert set(looks.UNNAMED) == set(words.PATTERNS)
     assert tuple(scenes.BACKDROPS) == words.BACKDROPS

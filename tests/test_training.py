@@ -18,7 +18,8 @@ import pytest
 from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
 from attrjax.metrics_log import METRICS
 from attrjax.parallel.mesh import make_mesh
-from attrjax.training import EXIT_SAVED, in_background, init_state, make_optimizer, make_step, train
+from attrjax.prefetch import in_background
+from attrjax.training import EXIT_SAVED, init_state, make_optimizer, make_step, train
 
 ROOT = Path(__file__).parent.parent
 STEPS = 60

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from attrjax.attrworld import held_out_shapes, looks, shapes
+from attrjax.attrworld import held_out_looks, held_out_shapes, looks, shapes
 from attrjax.attrworld.captions import Facts
 from attrjax.attrworld.materials import Material
 from attrjax.attrworld.render import Scene
 from attrjax.attrworld.sdf import Shape
 
 SHAPES: Mapping[str, shapes.Family] = {**shapes.FAMILIES, **held_out_shapes.FAMILIES}
-LOOKS: Mapping[str, looks.Look] = {**looks.FAMILIES, **looks.HELD_OUT}
+LOOKS: Mapping[str, looks.Look] = {**looks.FAMILIES, **held_out_looks.FAMILIES}
 # Shares of pictures whose shape is a random composition, and whose material is a random pattern.
 UNNAMED_SHAPES, UNNAMED_MATERIALS = 0.15, 0.25
 BACKDROPS: Mapping[str, tuple[float, float, float]] = {
