@@ -22,10 +22,10 @@ from typing import Any
 from absl import app, flags
 
 from benchmark import families
-from benchmark.peers.measure import Spec
+from benchmark.peers.measure import TUNED, Spec
 
 ROOT = Path(__file__).parents[1]
-TASKS = ("forward", "sample", "decode", "train")
+TASKS = ("forward", "sample", "decode", "train", *TUNED)
 MODULES = {
     "attrjax": "attrjax_unet",
     "torch": "torch_unet",
@@ -35,7 +35,7 @@ MODULES = {
 
 _FAMILY = flags.DEFINE_enum("family", "small", ["small", "sd15"], "Size of the network.")
 _SIZE = flags.DEFINE_integer("size", 256, "Side of the pictures in pixels.")
-_WHAT = flags.DEFINE_list("what", ["forward", "train", "sample"], "Any of forward, sample, decode, train.")
+_WHAT = flags.DEFINE_list("what", ["forward", "train", "sample"], f"Any of {', '.join(TASKS)}.")
 _PEERS = flags.DEFINE_list("peers", list(MODULES), "What is measured.")
 _REPEATS = flags.DEFINE_integer(
     "repeats", 10, "Timed calls in a round; sampling is timed once for every ten."
@@ -167,7 +167,7 @@ def table(collected: Mapping[str, Any], specs: Mapping[str, Spec], flops: Mappin
     tasks = [task for task in TASKS if any(task in spec.what for spec in specs.values())]
     for task in tasks:
         ours = medians(runs, task).get("attrjax")
-        for peer in specs:
+        for peer in (peer for peer in specs if task in specs[peer].what):
             best = fastest(runs[peer].get(task, {}))
             if best is None:
                 lines.append(f"| {task} | {peer} | {collected['failures'][peer, task]} |" + " |" * 8)
@@ -222,6 +222,9 @@ def main(argv: list[str]) -> None:
     shared = {"family": _FAMILY.value, "size": _SIZE.value, "what": what, "repeats": _REPEATS.value}
     shared |= {"steps": _STEPS.value, "threads": _THREADS.value, "device": _DEVICE.value}
     specs = {peer: Spec(peer=peer, **shared) for peer in _PEERS.value}
+    if "diffusers_flax" in specs:  # which has no adapters, and what trains is for its user to choose
+        own = tuple(task for task in what if task not in TUNED)
+        specs["diffusers_flax"] = specs["diffusers_flax"]._replace(what=own)
 
     flops = count_flops(Spec(peer="flops", **shared))
     collected = collect(specs, pythons, _ROUNDS.value, _MEMORY.value * 1e9)

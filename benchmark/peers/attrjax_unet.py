@@ -1,6 +1,7 @@
 """attrjax's side of ``benchmark.speed``: python -m benchmark.peers.attrjax_unet SPEC."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from benchmark.peers import measure
@@ -10,10 +11,12 @@ SPEC = measure.begin(sys.argv[1])  # before JAX counts the cores
 import jax  # noqa: E402
 from jaxtyping import Array, Float, Int  # noqa: E402
 
+from attrjax.attributes.partition import join, rules_of, split  # noqa: E402
 from attrjax.checkpoints.pipeline import build_network  # noqa: E402
 from attrjax.diffusion.guidance import classifier_free  # noqa: E402
 from attrjax.diffusion.samplers import ddim  # noqa: E402
 from attrjax.diffusion.schedule import schedule_from_config  # noqa: E402
+from attrjax.models.adapters import bind  # noqa: E402
 from attrjax.models.convolution import prepare  # noqa: E402
 from benchmark import families  # noqa: E402
 from benchmark.peers import jax_tools  # noqa: E402
@@ -38,6 +41,32 @@ def train_forward(
 ) -> Float[Array, "b h w c"]:
     """The network from its bare parameters."""
     return UNET.apply({"params": params}, latents, timesteps, context)
+
+
+def tuned_forward(
+    tuned: dict,
+    frozen: dict,
+    latents: Float[Array, "b h w c"],
+    timesteps: Int[Array, " b"],
+    context: Float[Array, "b t d"],
+) -> Float[Array, "b h w c"]:
+    """The network from its parts, of ``parts_for``."""
+    variables = {"params": join(tuned["unet"], frozen)}
+    if tuned["adapter"]:
+        variables["adapters"] = bind(tuned["adapter"])
+    return UNET.apply(variables, latents, timesteps, context)
+
+
+def parts_for(task: str) -> Callable[[dict], tuple[dict, dict]]:
+    """What a task tunes of the parameters, in float32, and what it only reads, in the compute type."""
+
+    def parts(params: dict) -> tuple[dict, dict]:
+        found = split(params, rules_of(*measure.TUNED[task]), jax.random.key(0))
+        dtype = jax_tools.compute_dtype(SPEC)
+        frozen = jax.tree.map(lambda leaf: leaf.astype(dtype), found.frozen)
+        return {"unet": found.trainable, "adapter": found.adapter}, frozen
+
+    return parts
 
 
 def sample(
@@ -77,3 +106,6 @@ if __name__ == "__main__":
         decode()
     if "train" in SPEC.what:
         jax_tools.train(SPEC, network)
+    for task in measure.TUNED:
+        if task in SPEC.what:
+            jax_tools.train(SPEC, network._replace(train_forward=tuned_forward), task, parts_for(task))

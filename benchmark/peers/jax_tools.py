@@ -105,15 +105,22 @@ def timed(spec: Spec, task: str, variant: str, function: Callable, *args: Any) -
     measure(spec, task, warm_up, lambda: jax.block_until_ready(compiled[0](*args)), variant, peak_bytes)
 
 
-def train(spec: Spec, net: Network) -> None:
-    """Time a step of AdamW on the squared error of one picture, all parameters, float32 masters."""
+def train(spec: Spec, net: Network, task: str = "train", parts: Callable | None = None) -> None:
+    """Time a step of AdamW on the squared error of one picture, float32 masters.
+
+    Args:
+        spec: what is measured.
+        net: the network. Of a task with ``parts`` its ``train_forward`` is given both of them.
+        task: its name.
+        parts: parameters -> (what is trained, what is frozen); None where all are trained.
+    """
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     latents, timesteps, context = inputs(spec, net.latent_shape, 1)
     target = latents[::-1] * 0.5
 
-    def step(params: Any, state: Any) -> tuple[Any, Any, jax.Array]:
+    def step(params: Any, state: Any, frozen: tuple) -> tuple[Any, Any, jax.Array]:
         def loss_of(params: Any) -> jax.Array:
-            prediction = net.train_forward(params, latents, timesteps, context)
+            prediction = net.train_forward(params, *frozen, latents, timesteps, context)
             return jnp.square(prediction.astype(jnp.float32) - target).mean()
 
         loss, gradients = jax.value_and_grad(loss_of)(params)
@@ -123,21 +130,23 @@ def train(spec: Spec, net: Network) -> None:
     state: dict[str, Any] = {}
 
     def warm_up() -> None:
-        params = random_params(net.abstract)
+        params, state["frozen"] = random_params(net.abstract), ()
+        if parts:
+            params, *state["frozen"] = parts(params)
         state["params"], state["optimizer"] = params, jax.jit(optimizer.init)(params)
         jitted = jax.jit(step, donate_argnums=(0, 1))
-        state["step"] = jitted.lower(params, state["optimizer"]).compile()
+        state["step"] = jitted.lower(params, state["optimizer"], state["frozen"]).compile()
         del params
         call()
 
     def call() -> None:
         params, optimizer_state = state.pop("params"), state.pop("optimizer")
-        state["params"], state["optimizer"], loss = state["step"](params, optimizer_state)
+        state["params"], state["optimizer"], loss = state["step"](params, optimizer_state, state["frozen"])
         if not np.isfinite(loss):
             raise ValueError(f"the loss of {spec.peer} is {loss}")
         jax.block_until_ready(state["params"])
 
-    measure(spec, "train", warm_up, call, net.variant, peak_bytes)
+    measure(spec, task, warm_up, call, net.variant, peak_bytes)
 
 
 def decode(spec: Spec, variant: str, abstract: Any, latent_shape: tuple[int, ...], forward: Callable) -> None:

@@ -13,6 +13,14 @@ from typing import Any, NamedTuple
 # Guidance scale of sampling.
 GUIDANCE = 7.5
 LEARNING_RATE, WEIGHT_DECAY = 1e-5, 1e-2
+# Train steps of a part of the network: arguments of ``attributes.partition.rules_of``. The low-rank one is of
+# every projection of attention, as PEFT's examples for diffusers have it.
+TUNED = {
+    "tune_encoder": ("encoder", "train"),
+    "tune_decoder": ("decoder", "train"),
+    "tune_full": ("full", "train"),
+    "tune_low_rank": (".*/attn[12]/to_.*/kernel lora:4; .* freeze", ""),
+}
 # The scheduler of SD 1.x for DDIM.
 SCHEDULER = {
     "beta_schedule": "scaled_linear",

@@ -16,6 +16,7 @@ from benchmark.peers import measure
 SPEC = measure.begin(sys.argv[1])  # before torch starts its threads
 
 import diffusers  # noqa: E402
+import peft  # noqa: E402
 import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -24,6 +25,12 @@ from benchmark import families  # noqa: E402
 CONFIG = families.UNET[SPEC.family]
 DEVICE = "cuda" if SPEC.device == "gpu" else "cpu"
 DTYPE = torch.bfloat16 if SPEC.device == "gpu" else torch.float32
+# What parts of the network are called in torch.
+PREFIXES = {
+    "encoder": ("down_blocks.",),
+    "decoder": ("up_blocks.",),
+    "full": ("down_blocks.", "mid_block.", "up_blocks."),
+}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -106,14 +113,33 @@ def inference(unet: torch.nn.Module, layout: str) -> None:
         measure.measure(SPEC, "sample", lambda: sample(2), lambda: sample(SPEC.steps), layout, peak_bytes)
 
 
-def train(layout: str) -> None:
-    """Time a step of AdamW on the squared error of one picture, all parameters, float32 masters."""
+def tune(unet: torch.nn.Module, task: str) -> torch.nn.Module:
+    """The network with the part that a task tunes in float32, and what it only reads in the compute type."""
+    part, _ = measure.TUNED[task]
+    if part in PREFIXES:
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(name.startswith(PREFIXES[part]))
+    else:
+        unet.requires_grad_(False)
+        modules = ["to_q", "to_k", "to_v", "to_out.0"]
+        unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=modules))
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPE)
+    return unet
+
+
+def train(layout: str, task: str) -> None:
+    """Time a step of AdamW on the squared error of one picture, float32 masters."""
     state: dict[str, Callable] = {}
 
     def warm_up() -> None:
-        unet = make_unet(DEVICE, torch.float32).train().to(memory_format=LAYOUTS[layout])
+        unet = make_unet(DEVICE, torch.float32).train()
+        unet = (tune(unet, task) if task in measure.TUNED else unet).to(memory_format=LAYOUTS[layout])
         optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=measure.LEARNING_RATE, weight_decay=measure.WEIGHT_DECAY, fused=True
+            [parameter for parameter in unet.parameters() if parameter.requires_grad],
+            lr=measure.LEARNING_RATE,
+            weight_decay=measure.WEIGHT_DECAY,
+            fused=True,
         )
         run = compiled(unet)
         latents, timesteps, context = inputs(1, DEVICE, torch.float32)
@@ -134,7 +160,7 @@ def train(layout: str) -> None:
         state["step"] = step
         step()
 
-    measure.measure(SPEC, "train", warm_up, lambda: state["step"](), layout, peak_bytes)
+    measure.measure(SPEC, task, warm_up, lambda: state["step"](), layout, peak_bytes)
     state.clear()
     gc.collect()
 
@@ -174,6 +200,11 @@ def count() -> None:
     measure.emit(
         "train", flops=counted(lambda: unet(*inputs(1, "meta", torch.float32)).sample.sum().backward())
     )
+    for task in measure.TUNED:
+        tuned = tune(make_unet("meta", torch.float32), task)
+        measure.emit(
+            task, flops=counted(lambda u=tuned: u(*inputs(1, "meta", torch.float32)).sample.sum().backward())
+        )
     vae, latents = make_vae("meta", torch.float32), inputs(1, "meta", torch.float32)[0]
     measure.emit("decode", flops=counted(lambda: vae.decode(latents)))
 
@@ -196,9 +227,10 @@ def main() -> None:
     for layout in LAYOUTS:
         if "decode" in SPEC.what:
             decode(layout)
-    for layout in LAYOUTS:
-        if "train" in SPEC.what:
-            train(layout)
+    for task in ("train", *measure.TUNED):
+        for layout in LAYOUTS:
+            if task in SPEC.what:
+                train(layout, task)
 
 
 if __name__ == "__main__":
