@@ -6,6 +6,7 @@ References of the set ``composed`` (see ``benchmark.attributes``, whose runs wit
 are learned by the default recipes and sampled in several ways: at several ranges of timesteps, at other
 strengths, with guidance away from the reference's other attribute; alone, and in pairs of one reference's
 shape with another's appearance, of which each shape is in two. A run that is there is not made again.
+``--set`` names another recipe, as there.
 """
 
 import argparse
@@ -25,7 +26,16 @@ from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.runs import write_whole
 from attrjax.sample import other_said
-from benchmark.attributes import EMBED, MEASURES, learn, measured, pictures_of, prompts_for, references
+from benchmark.attributes import (
+    EMBED,
+    MEASURES,
+    learn,
+    measured,
+    pictures_of,
+    prompts_for,
+    recipe,
+    references,
+)
 
 
 class Way(NamedTuple):
@@ -66,18 +76,21 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--attributes", nargs="+", choices=list(ALONE), default=list(ALONE))
+    parser.add_argument("--set", dest="recipe", type=recipe, default=("default", {}))
     given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     judges = load_judges()
     all_ = references("composed", given.count, judges)
     pipeline, digest = load_pipeline(BASE), weights_digest(BASE)
-    learned: dict[str, list[Attribute]] = {attribute: [] for attribute in ALONE}
+    learned: dict[str, list[Attribute]] = {attribute: [] for attribute in given.attributes}
+    recipe_name, changes = given.recipe
     for name, picture in zip(all_.names, all_.pictures, strict=True):
         source = given.out / "references" / f"{name}.png"
         write_whole(source, png_bytes(picture))
         for attribute, ones in learned.items():
-            path = given.out / "default" / "seed0" / attribute / name
-            ones.append(learn(path, source, attribute, {"seed": 0}))
+            path = given.out / recipe_name / "seed0" / attribute / name
+            ones.append(learn(path, source, attribute, {**changes, "seed": 0}))
 
     lines: list[str] = []
 
@@ -95,9 +108,10 @@ def main() -> None:
                 found.append(measured(judges, all_, index, attribute, made))
             means = [f"{100 * np.mean([row[name] for row in found]):.1f}" for name in MEASURES]
             say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, *means])
-    say(["shape", "appearance", "shape right", "appearance right", "both"])
-    say(["---"] * 5)
-    for ways in COMPOSED:
+    if len(learned) == len(ALONE):
+        say(["shape", "appearance", "shape right", "appearance right", "both"])
+        say(["---"] * 5)
+    for ways in COMPOSED if len(learned) == len(ALONE) else ():
         shares = []
         for i, shape in enumerate(learned["shape"]):
             for j in ((i + offset) % given.count for offset in PARTNERS):
