@@ -26,6 +26,12 @@ RECIPE: dict[str, Any] = {
     # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.
     "draw": {"patch": (0.8, 1.6), "zoom": (0.95, 1.1), "turn": 0.1, "elastic": 0.01, "flip": 0.5},
     "steps": 100,
+    # Half of the pairs are forms that the base has drawn, of more kinds: what keeps prompted forms as they are.
+    "crossed": 0.5,
+    "prior": {
+        "count": 32,
+        "objects": ("vase", "chair", "mug", "ball", "bowl", "table", "tower", "lamp"),
+    },
     "probe": {
         "prompts": ("a ball made of {}", "a vase made of {}", "a chair made of {}", "a star made of {}")
     },
