@@ -117,11 +117,12 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
     config = listed(smallest_base, pictures)
     config.references = str(tmp_path / "list.jsonl")
     config.prior.count = 0
-    config.other.update({"initial": "at", "filter": "mlp", "steps": 3})
+    config.other.update({"initial": "at", "filter": "mlp", "steps": 3, "crossed": 0.0})
+    config.other.prior.count = 0
     config.other.probe.prompts = ("at {}",)
     form, look = read_list(config)
     alone = recipe(smallest_base, pictures[1][1], seed=3, steps=3)
-    alone.prior.count = 0
+    alone.prior.update({"count": 0, "objects": appearance.RECIPE["prior"]["objects"]})
     alone.update({name: appearance.RECIPE[name] for name in ("attribute", "placeholder", "partition")})
     alone.sampling_timesteps = appearance.RECIPE["sampling_timesteps"]
     alone.draw = ConfigDict(appearance.RECIPE["draw"])
