@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.evaluate import as_seen
-from attrjax.attrworld.judges import load_judges
+from attrjax.attrworld.judges import Judges, load_judges
 from attrjax.checkpoints.attribute import Attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
@@ -29,6 +29,7 @@ from attrjax.sample import other_said
 from benchmark.attributes import (
     EMBED,
     MEASURES,
+    References,
     learn,
     measured,
     pictures_of,
@@ -111,22 +112,35 @@ def main() -> None:
     if len(learned) == len(ALONE):
         say(["shape", "appearance", "shape right", "appearance right", "both"])
         say(["---"] * 5)
-    for ways in COMPOSED if len(learned) == len(ALONE) else ():
-        shares = []
-        for i, shape in enumerate(learned["shape"]):
-            for j in ((i + offset) % given.count for offset in PARTNERS):
-                pair = [shape, learned["appearance"][j]]
-                said = f"a {pair[0].word} made of {pair[1].word}"
-                asked = [said, f"{said} on a white background"]
-                seen = as_seen(pictures_in(pipeline, digest, pair, ways, asked))
-                right = [
-                    (EMBED[name](judges, seen) @ all_.galleries[name].T).argmax(-1) == index
-                    for name, index in (("shape", i), ("appearance", j))
-                ]
-                shares.append([np.mean(right[0]), np.mean(right[1]), np.mean(right[0] & right[1])])
-        means = [f"{100 * value:.1f}" for value in np.mean(shares, axis=0)]
-        say([*(f"{way.low} to {way.high} at {way.strength}" for way in ways), *means])
+        for ways in COMPOSED:
+            shares = composed_in(pipeline, digest, judges, all_, learned, ways)
+            said = (f"{way.low} to {way.high} at {way.strength}" for way in ways)
+            say([*said, *(f"{100 * share:.1f}" for share in shares)])
     write_whole(given.out / "inference.md", ("\n".join(lines) + "\n").encode())
+
+
+def composed_in(
+    pipeline: Pipeline,
+    digest: str,
+    judges: Judges,
+    all_: References,
+    learned: dict[str, list[Attribute]],
+    ways: Sequence[Way],
+) -> list[float]:
+    """Shares of composed pictures that are right in the shape, in the appearance, and in both."""
+    shares = []
+    for i, shape in enumerate(learned["shape"]):
+        for j in ((i + offset) % len(all_.names) for offset in PARTNERS):
+            pair = [shape, learned["appearance"][j]]
+            said = f"a {pair[0].word} made of {pair[1].word}"
+            asked = [said, f"{said} on a white background"]
+            seen = as_seen(pictures_in(pipeline, digest, pair, ways, asked))
+            right = [
+                (EMBED[name](judges, seen) @ all_.galleries[name].T).argmax(-1) == index
+                for name, index in (("shape", i), ("appearance", j))
+            ]
+            shares.append([np.mean(right[0]), np.mean(right[1]), np.mean(right[0] & right[1])])
+    return np.mean(shares, axis=0).tolist()
 
 
 def pictures_in(

@@ -218,6 +218,7 @@ def test_filters_are_trained_on_pairs_that_are_stored(pair_builder, smallest_bas
     config.dataset = str(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no data set"):
         filters(config, str(tmp_path / "none"))
+    assert not (tmp_path / "other").exists() and not (tmp_path / "none").exists()
 
 
 def test_a_data_set_without_the_fields_of_pairs_is_refused(directory, built):

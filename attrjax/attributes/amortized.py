@@ -68,6 +68,8 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
     origin = jnp.asarray(word.origin)
     filter_ = make_filter(config["filter"], pipeline, config["num_tokens"])
     schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
+    # What cannot be trained on leaves no run behind that the next attempt would have to go on with.
+    source = open_pairs(config["dataset"], config["split"]) if config["dataset"] else None
     directory, root = begin(config, workdir, resume)
     size, length = config["size"], text.module.max_position_embeddings
     end = pipeline.tokenizer.eos_token_id
@@ -105,8 +107,7 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
         batch = pairs(step)
         return {**batch, "places": places_of(batch["asked"], word.ids)}
 
-    if config["dataset"]:
-        source = open_pairs(config["dataset"], config["split"])
+    if source:
         pairs = stored_at(root, source, config["batch_size"], attribute, word, length, size)
     else:
         pairs = sharing_at(root, config["batch_size"], attribute, word.text, word.tokenizer, length)

@@ -49,7 +49,8 @@ def open_pairs(directory: str, split: str) -> Pairs:
 
     Raises:
         FileNotFoundError: there is no data set.
-        ValueError: TFDS is not installed, or it has no such split, no examples, or lacks fields.
+        ValueError: TFDS is not installed, or the data set has no such split, no examples, lacks fields, has
+            another "attribute" than a label, or a format without random access.
     """
     try:
         import tensorflow_datasets as tfds
@@ -68,8 +69,17 @@ def open_pairs(directory: str, split: str) -> Pairs:
     if split not in builder.info.splits or not builder.info.splits[split].num_examples:
         known = ", ".join(name for name, one in builder.info.splits.items() if one.num_examples)
         raise ValueError(f"{path} has no examples in a split {split!r}, only in {known}")
-    names = tuple(features["attribute"].names) if "attribute" in features else ()
-    return Pairs(path, builder.as_data_source(split), names)
+    names: tuple[str, ...] = ()
+    if "attribute" in features:
+        names = tuple(getattr(features["attribute"], "names", None) or ())
+        if not set(names) & set(ATTRIBUTES):
+            raise ValueError(f"{path}: attribute must be a label with the classes {', '.join(ATTRIBUTES)}")
+    try:
+        return Pairs(path, builder.as_data_source(split), names)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{path} has a format without random access: prepare it with file_format='array_record'"
+        ) from error
 
 
 def stored_at(
@@ -87,7 +97,6 @@ def stored_at(
         size: of pictures, in pixels.
     """
     rows = rows_here(batch_size)
-    assert attribute in ATTRIBUTES
 
     def draw(generator: np.random.Generator) -> Mapping[str, Any]:
         for _ in range(TRIES):
