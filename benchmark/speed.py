@@ -2,8 +2,8 @@
 
     python -m benchmark.speed --flax_python=PATH [--family=small|sd15] [--size=256] [--out=FILE.json]
 
-Each peer runs in a process, and the Flax one in an environment, of its own. What is measured, and how to make
-that environment: README.md here. Needs the extra "parity".
+Each task of a peer runs in a process, and the Flax peer in an environment, of its own. What is measured, and
+how to make that environment: README.md here. Needs the extra "parity".
 """
 
 import json
@@ -109,25 +109,21 @@ def collect(
     peak = 0.0
     with tempfile.TemporaryDirectory() as caches:
         for r in range(rounds + 1):
-            for peer in list(specs)[:: 1 if r % 2 else -1]:
-                # What failed once is not tried again.
-                what = tuple(task for task in specs[peer].what if (peer, task) not in failures)
-                if not what:
-                    continue
-                print(
-                    f"{f'round {r} of {rounds}' if r else 'compiling'}: {peer}", file=sys.stderr, flush=True
-                )
-                spec = specs[peer]._replace(what=what, repeats=specs[peer].repeats if r else 0)
+            order = list(specs)[:: 1 if r % 2 else -1]
+            # What failed once is not tried again.
+            left = [(p, t) for p in order for t in specs[p].what if (p, t) not in failures]
+            for peer, task in left:
+                name = f"round {r} of {rounds}" if r else "compiling"
+                print(f"{name}: {peer}, {task}", file=sys.stderr, flush=True)
+                spec = specs[peer]._replace(what=(task,), repeats=specs[peer].repeats if r else 0)
                 results, stopped = run_peer(pythons[peer], MODULES[peer], spec, Path(caches) / peer, memory)
                 for result in results:
-                    task = result.pop("task")
-                    if task == "peak":
+                    if result.pop("task") == "peak":
                         peak = max(peak, result["flops_per_s"])
                     elif "failed" not in result:
                         add(runs[peer].setdefault(task, {}), result)
-                for task in what:
-                    if not any(r == 0 or known["seconds"] for known in runs[peer].get(task, {}).values()):
-                        failures[peer, task] = stopped or "does not fit"
+                if not any(r == 0 or known["seconds"] for known in runs[peer].get(task, {}).values()):
+                    failures[peer, task] = stopped or "does not fit"
     return {"runs": runs, "peak": peak, "failures": failures}
 
 
