@@ -22,7 +22,7 @@ from attrjax import programs
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.pictures import to_uint8
 from attrjax.data.prompts import Encoded, encode_negative, text_encoder
-from attrjax.diffusion.schedule import Schedule, sampler_for, schedule_from_config
+from attrjax.diffusion.schedule import MAX_TIMESTEP, Schedule, sampler_for, schedule_from_config
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.models.stages import Stage, stacked
 from attrjax.models.vae import scale_latents, tiled_decode, unscale_latents
@@ -43,6 +43,7 @@ class Settings(NamedTuple):
         steps: sampling steps.
         guidance: scale of classifier-free guidance; 1 or less is none.
         guidance_rescale: in [0, 1], how much of guidance's contrast is taken back.
+        guidance_interval: timesteps [low, high) at which guidance acts, 1000 is noise and 0 the picture.
         eta: in [0, 1], how much fresh noise DDIM adds.
         height, width: of the pictures in pixels; 0 for the size of the latents, or else that of the base.
         strength: in (0, 1], how much of an initial picture is made anew.
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     steps: int = 30
     guidance: float = 7.5
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[int, int] = (0, MAX_TIMESTEP)
     eta: float = 0.0
     height: int = 0
     width: int = 0
@@ -159,6 +161,11 @@ def make_pictures(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """``generate`` for any list of jobs, a picture at a time."""
     mesh = None if mesh is None else devices_of(mesh)
+    low, high = settings.guidance_interval
+    if not 0 <= low < high <= MAX_TIMESTEP:
+        raise ValueError(
+            f"guidance_interval=({low}, {high}) must be (low, high) with 0 <= low < high <= {MAX_TIMESTEP}"
+        )
     sampler, schedule = choose_sampler(pipeline, settings)
     start = 0 if init_picture is None else start_index(settings.strength, settings.steps)
     evaluations = len(plan(schedule, settings.steps).timesteps)
@@ -189,6 +196,7 @@ def make_pictures(
         everywhere = NamedSharding(mesh, PartitionSpec())
         variables, staged, decoder = jax.device_put((variables, staged, pipeline.vae.params), everywhere)
         pipeline = pipeline._replace(vae=pipeline.vae._replace(params=decoder))
+    guidance = np.asarray([settings.guidance, low, high], np.float32)
     stochastic = is_stochastic(sampler, settings.eta)
     devices = 1 if mesh is None else mesh.size
 
@@ -211,9 +219,7 @@ def make_pictures(
         inputs = [begin(filled[i * size : (i + 1) * size]) for i in range(devices)]
         given = inputs[0] if mesh is None else programs.place(mesh, inputs)
         with matmul_precision(pipeline):
-            latents = programs.denoise(
-                variables, staged, lows, *given, settings.guidance, mesh=mesh, **sampling
-            )
+            latents = programs.denoise(variables, staged, lows, *given, guidance, mesh=mesh, **sampling)
             if mesh is None:
                 for i, job in enumerate(batch):
                     yield decode(pipeline, latents[i], job)

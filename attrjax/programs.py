@@ -61,7 +61,7 @@ def denoise(
     fresh: Float[Array, "n b h w c"] | None,
     context: Float[Array, "bb t d"],
     added: dict[str, Array] | None,
-    guidance: float,
+    guidance: Float[Array, " 3"],
     *,
     unet: nn.Module,
     scheduler: tuple[str, str | None],
@@ -82,7 +82,7 @@ def denoise(
         clean: latents of an initial picture.
         fresh: noise that is added on the way.
         context, added: what the UNet reads besides; with guidance, the negative prompt's rows in front.
-        guidance: its scale.
+        guidance: its scale, and the timesteps [low, high) at which it acts.
         unet: the network.
         scheduler: its config, as text so that it can be a key, and the pipeline's class.
         sampler, steps, start, eta: of ``diffusion.samplers``.
@@ -108,7 +108,7 @@ def denoise(
             return unet.apply(at_timestep(t, variables, staged, lows), x, t, context, added_cond=added)
 
         if guided:
-            predict = classifier_free(predict, guidance, rescale)
+            predict = classifier_free(predict, guidance[0], rescale, guidance[1:])
         return SAMPLERS[sampler](predict, noise, schedule, clean=clean, noise=fresh, **options)
 
     run: Callable[..., Any] = on_a_device

@@ -4,7 +4,8 @@ python -m benchmark.inference --out=runs/inference
 
 References of the set ``composed`` (see ``benchmark.attributes``, whose runs with the same ``--out`` it takes)
 are learned by the default recipes and sampled in several ways: at several ranges of timesteps, at other
-strengths, with guidance away from the reference's other attribute; alone, and in pairs of one reference's
+strengths, with guidance away from the reference's other attribute, without guidance at the last timesteps;
+alone, and in pairs of one reference's
 shape with another's appearance, of which each shape is in two. A run that is there is not made again.
 ``--set`` names another recipe, as there.
 """
@@ -40,22 +41,27 @@ from benchmark.attributes import (
 
 
 class Way(NamedTuple):
-    """How an attribute acts: at timesteps [low, high), at a strength, with its ``negative_attributes``."""
+    """How an attribute acts: at timesteps [low, high), at a strength, with its ``negative_attributes``, with
+    guidance from a timestep up.
+    """
 
     low: int
     high: int
     strength: float = 1.0
     negative: bool = False
+    guided: int = 0
 
 
 ALONE = {
     "appearance": [
         *(Way(0, 1000), Way(0, 850), Way(0, 750), Way(0, 650)),
         *(Way(0, 750, 0.8), Way(0, 750, 1.2), Way(0, 750, 1.4), Way(0, 750, negative=True)),
+        *(Way(0, 750, guided=200), Way(0, 750, guided=400)),
     ],
     "shape": [
         *(Way(0, 1000), Way(200, 1000), Way(400, 1000)),
         *(Way(200, 1000, 0.8), Way(200, 1000, 1.2), Way(200, 1000, negative=True)),
+        Way(200, 1000, guided=200),
     ],
 }
 # Of the shape, and of the appearance.
@@ -66,6 +72,7 @@ COMPOSED = [
     (Way(200, 1000), Way(0, 750, 1.2)),
     (Way(400, 1000), Way(0, 750)),
     (Way(400, 1000), Way(0, 850)),
+    (Way(200, 1000, guided=200), Way(0, 750)),
 ]
 PARTNERS = (1, 3)  # whose appearance a shape gets, counted from its own reference
 
@@ -99,8 +106,8 @@ def main() -> None:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
         print(lines[-1], flush=True)
 
-    say(["attribute", "acts at", "strength", "negative", *MEASURES])
-    say(["---"] * (4 + len(MEASURES)))
+    say(["attribute", "acts at", "strength", "negative", "guided from", *MEASURES])
+    say(["---"] * (5 + len(MEASURES)))
     for attribute, ones in learned.items():
         for way in ALONE[attribute]:
             found = []
@@ -108,13 +115,13 @@ def main() -> None:
                 made = pictures_in(pipeline, digest, [one], [way], prompts_for(attribute, one.word))
                 found.append(measured(judges, all_, index, attribute, made))
             means = [f"{100 * np.mean([row[name] for row in found]):.1f}" for name in MEASURES]
-            say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, *means])
+            say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, way.guided, *means])
     if len(learned) == len(ALONE):
         say(["shape", "appearance", "shape right", "appearance right", "both"])
         say(["---"] * 5)
         for ways in COMPOSED:
             shares = composed_in(pipeline, digest, judges, all_, learned, ways)
-            said = (f"{way.low} to {way.high} at {way.strength}" for way in ways)
+            said = (f"{way.low} to {way.high} at {way.strength}, guided from {way.guided}" for way in ways)
             say([*said, *(f"{100 * share:.1f}" for share in shares)])
     write_whole(given.out / "inference.md", ("\n".join(lines) + "\n").encode())
 
@@ -160,6 +167,7 @@ def pictures_in(
         timesteps=[(way.low, way.high) for way in ways],
         strengths=[way.strength for way in ways],
         negative=away,
+        guided=(max(way.guided for way in ways), 1000),
     )
 
 

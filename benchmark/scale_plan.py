@@ -12,7 +12,8 @@ Tasks:
 * ``concepts``: as ``--config.references`` learns a list: each device learns ``--stack`` references side by
   side, of which ``--rule`` of ``--partition`` is tuned (``attributes.stack``).
 * ``base``: all of the UNet is trained with a moving average, divided over ``--fsdp`` devices, as
-  ``configs/attrworld/unet.py`` does (``attrworld.train_unet.loss_of``).
+  ``configs/attrworld/unet.py`` does (``attrworld.train_unet.loss_of``); SDXL's with what its UNet reads
+  besides, which the package itself does not train.
 
 Printed are bytes of a device by kind, against its memory; what devices tell each other in a step; operations
 of a device in a step, as the compiler counts them; and the time of a step and the references in an hour that
@@ -38,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--topology", choices=list(TOPOLOGIES), default="v5e-256")
-    parser.add_argument("--family", choices=("small", "sd15", "sd21"), default="sd15")
+    parser.add_argument("--family", choices=("small", "sd15", "sd21", "sdxl"), default="sd15")
     parser.add_argument("--task", choices=("concepts", "base"), default="concepts")
     parser.add_argument("--size", type=int, default=0, help="pixels of a side; 0: what the family is for")
     parser.add_argument("--partition", default="decoder_attention")
@@ -52,6 +53,8 @@ def main() -> None:
     parser.add_argument("--virtual", action="store_true", help="virtual CPU devices even if libtpu is there")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args()
+    if given.family == "sdxl" and given.task == "concepts":
+        parser.error("--family=sdxl: attributes are learned of bases with one text encoder; --task=base")
     topology = TOPOLOGIES[given.topology]
     with planning(topology, given.virtual) as (devices, compiler):
         from benchmark import scale_steps

@@ -16,8 +16,10 @@ from attrjax.attributes.partition import Partition, rules_of, split
 from attrjax.attributes.stack import CONCEPTS, make_stacked_step
 from attrjax.attrworld.train_unet import loss_of as base_loss_of
 from attrjax.checkpoints.pipeline import Component, Pipeline, build_network
+from attrjax.diffusion.losses import denoising_losses
+from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.parallel.mesh import batch_sharding, make_mesh, shard_state
-from attrjax.training import first_state, make_optimizer, make_step
+from attrjax.training import LossFn, first_state, make_optimizer, make_step
 from benchmark import families
 from benchmark.scale_table import Plan, collectives_of
 from configs import shape
@@ -76,15 +78,17 @@ def bytes_on_a_device(tree: PyTree) -> int:
 
 
 def base_step(given: Any, devices: list[Any]) -> Step:
-    """All of a UNet is trained, divided over ``fsdp``; the text encoder is frozen, in bfloat16."""
+    """All of a UNet is trained, divided over ``fsdp``; text encoders are frozen, in bfloat16."""
     mesh = make_mesh(data=-1, fsdp=given.fsdp, devices=devices)
     pipeline, side = abstract_pipeline(given)
+    towers = [one for one in (pipeline.text_encoder, pipeline.text_encoder_2) if one is not None]
     optimizer = make_optimizer(1e-4, 100_000, warmup=1000, weight_decay=0.01)
     state = jax.eval_shape(
         functools.partial(first_state, optimizer=optimizer, ema=True), pipeline.unet.params
     )
     state = laid(state, shard_state(mesh, state))
-    frozen = in_bfloat16(pipeline.text_encoder.params)
+    two = len(towers) == 2
+    frozen = in_bfloat16([one.params for one in towers] if two else towers[0].params)
     frozen = laid(frozen, shard_state(mesh, frozen))
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     count = given.batch * mesh.size
@@ -92,16 +96,43 @@ def base_step(given: Any, devices: list[Any]) -> Step:
         "latents": jax.ShapeDtypeStruct((count, side, side, 4), jnp.float32, sharding=rows),
         "tokens": jax.ShapeDtypeStruct((count, TOKENS), jnp.int32, sharding=rows),
     }
-    loss_fn = base_loss_of(pipeline.unet.module, pipeline.text_encoder.module, SCHEDULER, snr_gamma=None)
+    networks = [one.module for one in towers]
+    loss_fn = (
+        _xl_loss_of(pipeline.unet.module, networks, 8 * side)
+        if two
+        else base_loss_of(pipeline.unet.module, networks[0], SCHEDULER, snr_gamma=None)
+    )
     step = make_step(loss_fn, optimizer, mesh)
     kinds = {
         "parameters": state.params,
         "moments": state.opt_state,
         "moving average": state.ema,
-        "frozen text encoder": frozen,
+        "frozen text encoders": frozen,
         "batch": batch,
     }
     return Step(step, (state, batch, root_key(everywhere), frozen), kinds)
+
+
+def _xl_loss_of(unet: Any, texts: list[Any], pixels: int) -> LossFn:
+    """As ``train_unet.loss_of``, with what SDXL's UNet reads: two encoders' states before the last layer, the
+    second one's embedding, and sizes (Podell et al. 2023, sections 2.1 and 2.2).
+    """
+    schedule = schedule_from_config(SCHEDULER, sampler_for(SCHEDULER))
+
+    def loss_fn(params: Any, batch: dict[str, Any], key: Any, frozen: list[Any]) -> tuple[Any, dict]:
+        encoded = [
+            text.apply({"params": one}, batch["tokens"]) for text, one in zip(texts, frozen, strict=True)
+        ]
+        context = jnp.concatenate([one.hidden_states[-2] for one in encoded], axis=-1)
+        sizes = jnp.asarray([pixels, pixels, 0, 0, pixels, pixels], jnp.float32)
+        added = {"text_embeds": encoded[1].text_embeds, "time_ids": jnp.tile(sizes, (len(context), 1))}
+
+        def network(noisy: Any, t: Any) -> Any:
+            return unet.apply({"params": params}, noisy, t, context, added_cond=added)
+
+        return jnp.mean(denoising_losses(schedule, network, batch["latents"], key)), {}
+
+    return loss_fn
 
 
 def concepts_step(given: Any, devices: list[Any]) -> Step:
@@ -192,7 +223,7 @@ def abstract_pipeline(given: Any) -> tuple[Pipeline, int]:
         unet=unet,
         vae=None,
         text_encoder=network("text_encoder"),
-        text_encoder_2=None,
+        text_encoder_2=network("text_encoder_2") if "text_encoder_2" in parts else None,
         image_encoder=None,
         tokenizer=None,
         tokenizer_2=None,

@@ -152,6 +152,18 @@ def test_timesteps_fill_their_range_and_nothing_else():
     assert np.mean(everywhere) == pytest.approx(499.5, abs=30)
 
 
+def test_a_power_of_two_draws_half_of_the_timesteps_from_the_lowest_quarter():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    schedule = schedule_from_config(BARE)
+    drawn = np.asarray(jax.vmap(lambda k: losses.draw_timestep(k, schedule, 200, 600, 2.0))(keys))
+    assert drawn.min() == 200 and 590 < drawn.max() < 600
+    assert np.mean(drawn < 300) == pytest.approx(0.5, abs=0.03)
+    small = jax.vmap(lambda k: losses.draw_timestep(k, schedule, 0, 1000, 1e-7))(keys)
+    assert np.asarray(small).max() == 999  # and not 1000, where u ** power is rounded to 1
+    with pytest.raises(ValueError, match="timestep_power=0"):
+        losses.draw_timestep(jax.random.key(0), schedule, 0, 1000, 0)
+
+
 @pytest.mark.parametrize("bounds", [(5, 5), (-1, 5), (0, 1001), (7, 3)])
 def test_impossible_timestep_ranges(bounds):
     with pytest.raises(ValueError, match="timestep range"):
@@ -221,6 +233,15 @@ def test_classifier_free_doubles_the_batch_and_keeps_order():
     out = classifier_free(both, 3.0)(x, jnp.float32(4), jnp.int32(1))
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out[:, 0, 0, 0], [5 + 3 * 1, 5 + 3 * 2])
+
+
+def test_guidance_acts_in_its_interval_and_elsewhere_the_condition_alone_counts():
+    def both(x, t, i):
+        return jnp.arange(2.0)[:, None, None, None] * jnp.ones((2, 1, 1, 1))
+
+    denoise = jax.jit(classifier_free(both, 3.0, interval=(200, 800)))
+    found = [float(denoise(jnp.zeros((1, 1, 1, 1)), t, 0)[0, 0, 0, 0]) for t in (199, 200, 799, 800)]
+    assert found == [1, 3, 3, 1]
 
 
 def test_the_losses_of_a_batch_are_drawn_and_masked_row_by_row():

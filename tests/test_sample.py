@@ -160,6 +160,7 @@ def test_sdxl_reads_both_towers_sizes_and_zeros_for_no_negative_prompt():
         ({"width": -8}, "width=-8 must be"),
         ({"sampler": "eulr"}, "unknown sampler 'eulr'"),
         ({"steps": 0}, "steps=0"),
+        ({"guidance_interval": (500, 200)}, r"guidance_interval=\(500, 200\) must be \(low, high\)"),
     ],
 )
 def test_bad_settings_are_named(pipeline, change, message):

@@ -13,10 +13,9 @@ from attrjax.attributes.conditioning import read_across
 from attrjax.checkpoints.attribute import OTHER, Attribute
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.checkpoints.textual_inversion import with_words
+from attrjax.diffusion.schedule import MAX_TIMESTEP
 from attrjax.models.adapters import bind, combine
 from attrjax.models.stages import Stage
-
-MAX_TIMESTEP = 1000  # above the highest timestep of Stable Diffusion's schedules
 
 
 class Applied(NamedTuple):

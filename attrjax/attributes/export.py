@@ -8,13 +8,14 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import unflatten_dict
 
-from attrjax.attributes.apply import MAX_TIMESTEP, apply_attributes, sampling_timesteps
+from attrjax.attributes.apply import apply_attributes, sampling_timesteps
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import save_lora
 from attrjax.checkpoints.pipeline import load_pipeline, save_pipeline
 from attrjax.checkpoints.textual_inversion import save_textual_inversion
+from attrjax.diffusion.schedule import MAX_TIMESTEP
 from attrjax.models.adapters import bind, merge
 from attrjax.runs import check_run, write_record
 from attrjax.sample import with_strengths

@@ -54,7 +54,8 @@ def evaluate(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -
     directory, root = begin(config, workdir, resume)
     pipeline = load_pipeline(config["base"] or BASE)
     judges = load_judges()
-    settings = Settings(**{name: config[name] for name in ("sampler", "steps", "guidance", "batch_size")})
+    options = ("sampler", "steps", "guidance", "guidance_interval", "batch_size")
+    settings = Settings(**{name: config[name] for name in options})
 
     pairs = unseen_pairs(config["prompts"])
     prompts = [prompt(*pair) for pair in pairs]

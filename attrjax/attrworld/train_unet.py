@@ -108,7 +108,13 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         tokenizer,
         **{name: config[name] for name in ("batch_size", "chunk", "chunks", "reuse", "empty")},
     )
-    loss_fn = loss_of(module, text.module, scheduler, snr_gamma=config["snr_gamma"] or None)
+    loss_fn = loss_of(
+        module,
+        text.module,
+        scheduler,
+        snr_gamma=config["snr_gamma"] or None,
+        timestep_power=config["timestep_power"],
+    )
     mesh = make_mesh(**config["mesh"])
     params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"], mesh)
     every = (config["save_every"], show)
@@ -119,7 +125,12 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
 
 
 def loss_of(
-    unet: nn.Module, text: nn.Module, scheduler: Mapping[str, Any], *, snr_gamma: float | None
+    unet: nn.Module,
+    text: nn.Module,
+    scheduler: Mapping[str, Any],
+    *,
+    snr_gamma: float | None,
+    timestep_power: float = 1.0,
 ) -> LossFn:
     """``loss_fn`` of ``training.make_step``: the denoising loss of a UNet; ``frozen`` is the text encoder's.
 
@@ -128,6 +139,7 @@ def loss_of(
         text: the text encoder.
         scheduler: ``scheduler_config.json``.
         snr_gamma: of min-SNR weights; None for none.
+        timestep_power: of ``losses.draw_timestep``.
     """
     schedule = schedule_from_config(scheduler, sampler_for(scheduler))
 
@@ -140,7 +152,9 @@ def loss_of(
         def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
             return unet.apply({"params": params}, noisy, t, context)
 
-        losses = denoising_losses(schedule, network, batch["latents"], key, snr_gamma=snr_gamma)
+        losses = denoising_losses(
+            schedule, network, batch["latents"], key, snr_gamma=snr_gamma, timestep_power=timestep_power
+        )
         return jnp.mean(losses), {}
 
     return loss_fn

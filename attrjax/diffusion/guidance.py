@@ -36,6 +36,7 @@ def classifier_free(
     denoise_both: Denoise,
     scale: float | Float[Array, ""] | Float[Array, "b"],
     rescale: float | Float[Array, ""] | Float[Array, "b"] = 0.0,
+    interval: tuple[int, int] | Float[Array, " 2"] | None = None,
 ) -> Denoise:
     """Makes a sampler's `denoise` of a model that is called with both conditions in one batch.
 
@@ -46,10 +47,15 @@ def classifier_free(
             with].
         scale: as in `guide`.
         rescale: as in `guide`.
+        interval: timesteps [low, high) outside of which the condition alone counts (Kynkäänniemi et al. 2024,
+            section 3, in timesteps); None for all.
     """
 
     def denoise(x, t, i):
-        return guide(denoise_both(jnp.concatenate([x, x]), t, i), scale, rescale)
+        there = scale
+        if interval is not None:
+            there = jnp.where((interval[0] <= t) & (t < interval[1]), jnp.asarray(scale), 1.0)
+        return guide(denoise_both(jnp.concatenate([x, x]), t, i), there, rescale)
 
     return denoise
 

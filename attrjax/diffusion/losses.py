@@ -17,18 +17,31 @@ from attrjax.diffusion.schedule import Schedule
 
 
 def draw_timestep(
-    key: Key[Array, ""], schedule: Schedule, low: int = 0, high: int | None = None
+    key: Key[Array, ""], schedule: Schedule, low: int = 0, high: int | None = None, power: float = 1.0
 ) -> Int[Array, ""]:
-    """A timestep, uniform in [low, high); by default in all of the schedule.
+    """A timestep in [low, high); by default in all of the schedule, each as often as any other.
+
+    Args:
+        key: of the draw.
+        schedule: whose timesteps they are.
+        low, high: where it may lie; None for the schedule's end.
+        power: of the uniform number that is stretched over the range; at 2 half of the timesteps are in its
+            lowest quarter, where detail is decided.
 
     Raises:
-        ValueError: unless 0 <= low < high <= T.
+        ValueError: unless 0 <= low < high <= T and power > 0.
     """
     count = schedule.num_train_timesteps
     high = count if high is None else high
     if not 0 <= low < high <= count:
         raise ValueError(f"timestep range [{low}, {high}) is empty or outside [0, {count})")
-    return jax.random.randint(key, (), low, high)
+    if not power > 0:
+        raise ValueError(f"timestep_power={power} must be more than 0: 1 draws every timestep as often")
+    if power == 1:
+        return jax.random.randint(key, (), low, high)
+    # float32 rounds the largest numbers below 1 to 1 when they are raised to a small power.
+    stretched = (high - low) * jax.random.uniform(key) ** power
+    return low + jnp.minimum(stretched.astype(int), high - low - 1)
 
 
 def draw_noise(
@@ -133,6 +146,7 @@ def denoising_losses(
     key: Key[Array, ""],
     *,
     timesteps: tuple[int, int | None] = (0, None),
+    timestep_power: float = 1.0,
     offset_noise: float = 0.0,
     snr_gamma: float | None = None,
     mask: Float[Array, "b h w"] | None = None,
@@ -144,13 +158,13 @@ def denoising_losses(
         network: from noisy latents and timesteps to its prediction.
         clean: latents.
         key: of timesteps and noise.
-        timesteps: they are drawn from [low, high); None for the schedule's end.
+        timesteps, timestep_power: bounds and power of `draw_timestep`.
         offset_noise: of `draw_noise`.
         snr_gamma, mask: of `denoising_loss`.
     """
     keys = jax.vmap(jax.random.split)(jax.random.split(key, len(clean)))
     _, height, width, channels = clean.shape
-    t = jax.vmap(lambda k: draw_timestep(k, schedule, *timesteps))(keys[:, 0])
+    t = jax.vmap(lambda k: draw_timestep(k, schedule, *timesteps, timestep_power))(keys[:, 0])
     noise = jax.vmap(lambda k: draw_noise(k, (height, width, channels), offset_noise))(keys[:, 1])
     noisy = jax.vmap(lambda c, n, s: diffuse(schedule, c, n, s))(clean, noise, t)
     return jax.vmap(lambda p, c, n, s, m: denoising_loss(schedule, p, c, n, s, snr_gamma=snr_gamma, mask=m))(

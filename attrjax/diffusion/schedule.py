@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+MAX_TIMESTEP = 1000  # above the highest timestep of Stable Diffusion's schedules
+
 # The short names that `samplers.SAMPLERS` uses, and the diffusers class whose behaviour each one has.
 SCHEDULER_CLASSES = {
     "ddim": "DDIMScheduler",
