@@ -40,6 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer = ConfigDict(
         {"learning_rate": 2e-5, "decay": "constant", "weight_decay": 0.01, "b2": 0.999, "clip": 0.0}
     )
+    config.other.optimizer = ConfigDict({"learning_rate": 2e-5})  # the rest is for both
     config.backdrop_weight = 1.0
     config.code_weight = 0.01
     config.prior.count = 0
