@@ -126,6 +126,7 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
     alone.update({name: appearance.RECIPE[name] for name in ("attribute", "placeholder", "partition")})
     alone.sampling_timesteps = appearance.RECIPE["sampling_timesteps"]
     alone.draw = ConfigDict(appearance.RECIPE["draw"])
+    alone.optimizer.update(appearance.RECIPE["optimizer"])
     alone.probe.prompts = ("at {}",)
     ignored = ("other", "cache_dir")
     assert {k: v for k, v in look.config.items() if k not in ignored} == {
