@@ -57,9 +57,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.partition = "full"  # docs/attributes.md has what the encoder alone does on the bundled base
     config.rule = "train"
     config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
-    config.timestep_power = (
-        1.0  # of their draw: 1 for each as often, 2 for half of them in the lowest quarter
-    )
     config.sampling_timesteps = (200, 1000)  # at which what was tuned acts in sampling: form comes first
 
     # How it is learned.

@@ -72,6 +72,15 @@ def test_negative_prompts_matter_with_guidance_only(pipeline, cat):
     assert np.array_equal(with_negative, generate(pipeline, ["a cat"], [3], plain))
 
 
+def test_guidance_leads_nowhere_outside_of_its_interval(pipeline, cat):
+    never = FAST._replace(guidance_interval=(900, 901))  # between two steps
+    plain, away = (
+        generate(pipeline, ["a cat"], [3], never._replace(negative_prompt=text)) for text in ("", "a teapot")
+    )
+    assert np.array_equal(plain, away)
+    assert difference(plain[0], cat[0]) > 2
+
+
 def test_stochastic_samplers_draw_a_pictures_noise_from_its_seed(pipeline):
     settings = FAST._replace(sampler="euler_ancestral", guidance=1.0, batch_size=2)
     forward = generate(pipeline, ["a cat"], [3, 4], settings)

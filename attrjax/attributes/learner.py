@@ -295,7 +295,6 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
             clean,
             key,
             timesteps=config["timesteps"],
-            timestep_power=config["timestep_power"],
             offset_noise=config["offset_noise"],
             snr_gamma=config["snr_gamma"] or None,
             mask=jnp.concatenate([batch["mask"], jnp.ones((more, *batch["mask"].shape[1:]))]),
@@ -324,7 +323,7 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
     adapter = flatten_dict(params["adapter"], sep="/")
     keep = (
         *("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens", "fusion"),
-        *("pairs", "draw", "crossed", "timesteps", "timestep_power", "sampling_timesteps"),
+        *("pairs", "draw", "crossed", "timesteps", "sampling_timesteps"),
     )
     return Attribute(
         attribute=config["attribute"],

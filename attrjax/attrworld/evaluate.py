@@ -54,8 +54,7 @@ def evaluate(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -
     directory, root = begin(config, workdir, resume)
     pipeline = load_pipeline(config["base"] or BASE)
     judges = load_judges()
-    options = ("sampler", "steps", "guidance", "guidance_interval", "batch_size")
-    settings = Settings(**{name: config[name] for name in options})
+    settings = Settings(**{name: config[name] for name in ("sampler", "steps", "guidance", "batch_size")})
 
     pairs = unseen_pairs(config["prompts"])
     prompts = [prompt(*pair) for pair in pairs]

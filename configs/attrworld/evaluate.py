@@ -23,7 +23,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sampler = "auto"
     config.steps = 20
     config.guidance = 4.0
-    config.guidance_interval = (0, 1000)
     config.batch_size = 50
     config.cache_dir = "~/.cache/attrjax/jit"
     return config
