@@ -76,5 +76,4 @@ def fit(
     if not result.finished:
         logging.info("the time is up: go on with --resume")
         return None
-    state = result.state
-    return on_host(state.params if state.ema is None else state.ema)
+    return on_host(result.state.averaged)

@@ -55,6 +55,11 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     ema: PyTree
 
+    @property
+    def averaged(self) -> PyTree:
+        """What is used of what was trained: the moving average, where there is one."""
+        return self.params if self.ema is None else self.ema
+
 
 def make_optimizer(
     learning_rate: float,

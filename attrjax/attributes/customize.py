@@ -95,7 +95,9 @@ def _tune(run: Run, base: Base, root: Key[Array, ""]) -> bool:
 
     def look_at(step: int, state: TrainState) -> bool:
         # The first process looks and writes, and the others do as it says.
-        params = multihost_utils.process_allgather(state.params, tiled=True) if several else state.params
+        params = state.averaged
+        if several:
+            params = multihost_utils.process_allgather(params, tiled=True)
         enough = look(run, step, params) if first else False
         return bool(multihost_utils.broadcast_one_to_all(np.array(enough))) if several else enough
 

@@ -114,7 +114,7 @@ def train_phase(turn: Turn, rows: stack.Rows, state: TrainState, first: int) -> 
 
     def look_at(step: int, state: TrainState) -> bool:
         for place in places:
-            params = stack.at(state.params, mesh, place)
+            params = stack.at(state.averaged, mesh, place)
             for i, (where, row) in learned.items():
                 if where == place and i not in over(turn, step - 1):
                     if look(turn.runs[i], step, stack.taken(params, row)):
