@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--partition", default="encoder_attention")
     parser.add_argument("--rule", default="lora:4")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--remat", action="store_true", help="activations are made again, not kept")
     given = parser.parse_args()
     base, size = given.dir / "base", given.size or 8 * families.UNET[given.family]["sample_size"]
     base.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def main() -> None:
         "base": base, "size": size, "partition": given.partition, "rule": given.rule, "steps": given.steps,
         "batch_size": 1, "save_every": 1, "log_every": 1, "optimizer.warmup": 1, "crossed": 0.0,
         "prior.count": 1, "prior.rows": 1, "probe.every": given.steps, "probe.prompts": '("a red {}",)',
-        "probe.seeds": "(0,)", "probe.steps": 2, "probe.batch_size": 1,
+        "probe.seeds": "(0,)", "probe.steps": 2, "probe.batch_size": 1, "remat": given.remat,
     }  # fmt: skip
     learn = attrjax("shape", learned, "--resume", **recipe)
     parts = {

@@ -107,6 +107,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.other = ConfigDict(RECIPE)
 
     config.dtype = "float32"  # that networks compute in; bfloat16 is several times faster on accelerators
+    # Activations are made again in the backward pass and not kept: less memory, and a slower step.
+    config.remat = False
     config.ema_decay = 0.0  # of a moving average of what is learned; 0 for none
     config.stack = 8  # pictures of a list that one device learns at once
     # One picture's pairs are divided over all devices; of a list each device learns pictures of its own.

@@ -17,7 +17,14 @@ from attrjax.attributes.conditioning import context_of
 from attrjax.attributes.customize import customize
 from attrjax.attributes.export import export
 from attrjax.attributes.fusion import places_of
-from attrjax.attributes.learner import first_params, frozen_of, load_base, make_learner
+from attrjax.attributes.learner import (
+    begun_of,
+    first_params,
+    frozen_of,
+    load_base,
+    loss_of,
+    make_learner,
+)
 from attrjax.attributes.pair_prompts import prior_prompts
 from attrjax.attributes.probing import read_probes
 from attrjax.checkpoints.attribute import load_attribute
@@ -226,6 +233,36 @@ def test_what_is_only_read_is_held_in_the_type_of_the_networks(small_base, refer
     held = {leaf.dtype for leaf in jax.tree.leaves([frozen["unet"], frozen["text"]])}
     assert held == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(first_params(learner))} == {np.dtype("float32")}
+
+
+def test_what_is_kept_is_the_moving_average(smallest_base, reference, tmp_path):
+    """After one step a tenth of it is the beginning (``training.update``); low-rank factors begin at 0."""
+    files = []
+    for decay in (0.0, 0.9):
+        changes = {"partition": "encoder_attention", "rule": "lora:1", "steps": 1, "ema_decay": decay}
+        config = small(shape.get_config(), smallest_base, reference, **changes)
+        config.prior.count = config.optimizer.warmup = 0
+        customize(config, str(tmp_path / str(decay)))
+        files.append(load_attribute(tmp_path / str(decay)).adapter)
+    ups = [name for name in files[0] if name.endswith("lora_up")]
+    assert ups and all(np.abs(files[0][name]).max() > 0 for name in ups)
+    for name in ups:
+        np.testing.assert_allclose(files[1][name], 0.9 * files[0][name], rtol=1e-5)
+
+
+def test_activations_can_be_made_again(small_base, reference):
+    """More is computed in the backward pass, then, of what gives the same gradient (tests/test_unet.py)."""
+
+    def convolutions(remat: bool) -> int:
+        config = small(shape.get_config(), small_base, reference, remat=remat)
+        base = load_base(config)
+        one = make_learner(config, base)
+        tools, root = make_tools(config, base.pipeline), jax.random.key(0)
+        pairs = batching.batches(config, one, root, tools, None)(0)
+        given = first_params(one), pairs, root, frozen_of(one) | {"begun": begun_of(one)}
+        return str(jax.make_jaxpr(jax.grad(loss_of(config, one), has_aux=True))(*given)).count("conv_general")
+
+    assert convolutions(remat=True) > convolutions(remat=False)
 
 
 def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(small_base, reference, tmp_path):

@@ -138,7 +138,8 @@ def load_base(config: Mapping[str, Any]) -> Base:
     """
     variant = config["variant"] or None
     path = find_base(base_or_bundled(config["base"]), variant)
-    pipeline = load_pipeline(path, variant=variant, dtype=getattr(jnp, config["dtype"]))
+    dtype = getattr(jnp, config["dtype"])
+    pipeline = load_pipeline(path, variant=variant, dtype=dtype, remat=config["remat"])
     if pipeline.image_encoder is None:
         raise ValueError(
             f"{path} has no image_encoder, which the reference is seen with: add a CLIP vision tower"
