@@ -7,6 +7,9 @@ import pytest
 
 # Before anything imports jax: the tests' tolerances are those of a CPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Here, and in the processes that tests start, programs are compiled more often than they are run.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault("XLA_FLAGS", QUICKLY)
 
 
 @pytest.fixture(scope="session")

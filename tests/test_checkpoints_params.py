@@ -142,7 +142,7 @@ print(json.dumps(copied))
 
 def test_a_leaf_split_over_devices_is_read_in_parts(tmp_path):
     save_params(tmp_path, STEM, random_params())
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     copied = json.loads(run_python(SHARDED, flags, str(tmp_path)))
     assert sorted(copied) == sorted(
         [[3, 3, 2, 4]] * 4 + [[4, 6]] * 2 + [[8], [8], [5, 8]]  # replicas share one copy

@@ -275,8 +275,6 @@ def test_a_pod_of_two_real_processes_stops_at_one_step_and_goes_on(tmp_path):
     metrics, checkpoints = workdir / "reading/metrics.jsonl", workdir / "reading/checkpoints"
     command = [LAUNCH / "local_pod.sh", "2", f"--logs={tmp_path / 'logs'}"]
     arguments = [*TINY, f"--workdir={workdir}", f"--config.cache_dir={tmp_path / 'cache'}"]
-    # It is compiled more often than it is run.
-    quickly = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 
     def steps() -> list[int]:
         return [json.loads(line)["step"] for line in metrics.read_text().splitlines() if line.endswith("}")]
@@ -285,7 +283,7 @@ def test_a_pod_of_two_real_processes_stops_at_one_step_and_goes_on(tmp_path):
         return subprocess.Popen(
             [*command, f"--port={free_port()}", "--", *arguments],
             cwd=ROOT,
-            env=os.environ | quickly | {"PYTHON": sys.executable},
+            env=os.environ | {"PYTHON": sys.executable},
             stdout=subprocess.DEVNULL,
             stderr=(tmp_path / "errors").open("w"),
             start_new_session=True,

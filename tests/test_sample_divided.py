@@ -17,11 +17,6 @@ from attrjax.generate import Settings, devices_of, generate
 from attrjax.parallel.mesh import make_mesh
 
 ROOT = Path(__file__).parent.parent
-# Programs are compiled more often than they are run.
-QUICKLY = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-}
 # With noise on the way and an initial picture, so that all that is divided is there.
 SETTINGS = Settings(steps=3, guidance=3.0, sampler="euler_ancestral", strength=0.7, batch_size=2)
 
@@ -47,7 +42,7 @@ def on_eight_devices(base):
 
 def test_eight_devices_make_the_pictures_of_one(smallest_base):
     program = f"from tests.test_sample_divided import *; on_eight_devices({str(smallest_base)!r})"
-    environment = os.environ | QUICKLY | {"JAX_NUM_CPU_DEVICES": "8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -61,7 +56,7 @@ def test_a_single_device_needs_no_mesh():
 def start(workdir, *arguments):
     command = [sys.executable, "-m", "attrjax.main", f"--workdir={workdir}", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | QUICKLY, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, **pipes)
 
 
 def test_two_processes_leave_the_files_of_one(smallest_base, tmp_path):

@@ -22,8 +22,6 @@ from benchmark.scale_table import (
 )
 
 ROOT = Path(__file__).parents[1]
-# The program is compiled and not run.
-QUICKLY = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 PROGRAM = """
 ENTRY main {
   %a = f32[8,16]{1,0} parameter(0)
@@ -73,7 +71,7 @@ def planned(tmp_path, *arguments):
         [sys.executable, "-m", "benchmark.scale_plan", "--topology=v5e-4", "--virtual", "--family=small"]
         + ["--size=64", "--batch=2", f"--json={file}", *arguments],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | QUICKLY,
+        env={name: value for name, value in os.environ.items() if not name.startswith("JAX_")},
         capture_output=True,
         text=True,
         timeout=300,
