@@ -1,6 +1,8 @@
 # `make test` needs Python 3.11 to 3.13 and nothing else; another one than python3: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
+# A file's tests share what is compiled for them, so that one process gets all of them; long files are not last.
+WORKERS := -n 2 --dist=loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test parity guarantees lint format clean
@@ -13,10 +15,10 @@ demo: $(VENV)/.run  ## pictures from the bundled base: look at runs/demo/index.h
 	@echo "open $(CURDIR)/runs/demo/index.html"
 
 test: $(VENV)/.test  ## set up a virtual environment, run the tests
-	$(VENV)/bin/python -m pytest -n 2 -q
+	$(VENV)/bin/python -m pytest $(WORKERS) -q
 
 parity: $(VENV)/.test $(VENV)/.parity  ## add torch and diffusers, check parity with them
-	$(VENV)/bin/python -m pytest -n 2 -q tests/live
+	$(VENV)/bin/python -m pytest $(WORKERS) -q tests/live
 
 guarantees: $(VENV)/.test  ## kill it, fill its disk, damage its files: minutes
 	$(VENV)/bin/python -m pytest -q tests/guarantees

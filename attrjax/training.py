@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
 from attrjax.metrics_log import MetricsLog
-from attrjax.parallel.mesh import place_batch, place_state, shard_state
+from attrjax.parallel.mesh import place_batch, place_state, shard_state, traced_for
 from attrjax.prefetch import in_background
 
 EXIT_SAVED = 42  # a run that was told to stop has saved its state, and goes on when it is started again
@@ -152,7 +152,8 @@ def make_step(
     def step(
         state: TrainState, batch: PyTree, root_key: Key[Array, ""], frozen: PyTree = None
     ) -> tuple[TrainState, Metrics]:
-        state, metrics = update(loss_fn, optimizer, state, batch, root_key, frozen, ema_decay=ema_decay)
+        with traced_for(mesh):
+            state, metrics = update(loss_fn, optimizer, state, batch, root_key, frozen, ema_decay=ema_decay)
         # It stays where it lies, or the next step would be compiled again.
         return jax.lax.with_sharding_constraint(state, shard_state(mesh, state)), metrics
 

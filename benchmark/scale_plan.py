@@ -83,8 +83,11 @@ def planning(topology: Topology, virtual: bool) -> Iterator[tuple[list[Any], str
         devices, compiler = list(described.devices), "the TPU's"
     else:
         devices, compiler = jax.devices("cpu"), "XLA's for virtual CPU devices"
-    # A network asks jax for the backend when it is traced; here that is the one that is planned for.
-    with mock.patch.object(jax, "default_backend", return_value=topology.backend):
+    # A network asks jax for backend and devices when it is traced; here those that are planned for.
+    with (
+        mock.patch.object(jax, "default_backend", return_value=topology.backend),
+        mock.patch.object(jax, "device_count", return_value=topology.devices),
+    ):
         yield devices, compiler
 
 

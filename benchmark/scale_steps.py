@@ -24,9 +24,15 @@ from benchmark import families
 from benchmark.scale_table import Plan, collectives_of
 from configs import shape
 
-# SD 1.5's structure, to try a plan in seconds.
+# Two of SD 1.5's four levels, to try a plan in seconds.
 SMALL = {
-    "unet": ("UNet2DConditionModel", families.UNET["small"]),
+    "unet": (
+        "UNet2DConditionModel",
+        families.UNET["small"]
+        | {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
+        | {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
+        | {"block_out_channels": [64, 256], "layers_per_block": 1},
+    ),
     "text_encoder": (
         "CLIPTextModel",
         families.CLIP_TEXT["clip-l"]

@@ -141,6 +141,9 @@ def test_the_choice_on_a_tpu(monkeypatch):
         assert choose_attention((1, t, 8, 40), (1, s, 8, 40), jnp.bfloat16).name == name
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     assert choose_attention((1, 4096, 8, 40), (1, 4096, 8, 40), jnp.bfloat16).name == "chunked"
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((8,), ("data",))):
+        for rows, name in ((16, "splash"), (12, "chunked")):  # rows that eight devices share, or cannot
+            assert choose_attention((rows, 4096, 8, 40), (rows, 4096, 8, 40), jnp.bfloat16).name == name
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from attrjax.models import attention
+from attrjax.models.attention import dot_product_attention
 from attrjax.parallel.mesh import make_mesh, own_rows, place_batch, shard_state
 from attrjax.training import init_state, make_optimizer, make_step, train
 
@@ -65,11 +68,52 @@ def compare_meshes(workdir):
         place_batch(many, np.zeros((6, 2)))
 
 
-def test_eight_devices_train_as_one_does(tmp_path):
-    program = f"from tests.test_parallel_mesh import compare_meshes; compare_meshes({str(tmp_path)!r})"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+def on_devices(count, call):
+    program = f"from tests.test_parallel_mesh import *; {call}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_eight_devices_train_as_one_does(tmp_path):
+    on_devices(8, f"compare_meshes({str(tmp_path)!r})")
+
+
+def compare_attention():
+    """In a process with four devices, as if they were TPUs."""
+    assert jax.device_count() == 4
+    batch = np.random.default_rng(0).normal(size=(4, 1024, 1, 128)).astype(np.float32)
+    chosen = []
+
+    def fused(q, k, v, causal):
+        chosen.append(q.shape)
+        return splash(q, k, v, causal, interpret=True)
+
+    def loss_fn(params, batch, key):
+        return (dot_product_attention(batch * params["scale"], batch, batch) ** 2).mean(), {}
+
+    def step_of(mesh):
+        optimizer = make_optimizer(1e-2, STEPS)
+        state = init_state({"scale": np.ones(128, np.float32)}, optimizer, mesh, ema=False)
+        return make_step(loss_fn, optimizer, mesh), (state, place_batch(mesh, batch), jax.random.key(0))
+
+    mesh, splash = make_mesh(), attention._splash
+    step, given = step_of(mesh)
+    expected, _ = step(*given)
+    step, given = step_of(mesh)
+    with (
+        mock.patch.multiple(attention, _splash=fused),
+        mock.patch.object(jax, "default_backend", return_value="tpu"),
+    ):
+        program = step.lower(*given).compile()
+    assert chosen and set(chosen) == {(1, 1024, 1, 128)}  # a device's row
+    assert "all-gather" not in program.as_text()
+    got, _ = program(*given)
+    np.testing.assert_allclose(got.params["scale"], expected.params["scale"], atol=1e-5)
+
+
+def test_a_fused_kernel_is_given_the_rows_of_its_device():
+    on_devices(4, "compare_attention()")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from attrjax.checkpoints.pipeline import build_network
-from benchmark.families import UNET
+from benchmark.scale_steps import SMALL
 from benchmark.scale_table import (
     TOPOLOGIES,
     Plan,
@@ -85,13 +85,13 @@ def test_concepts_are_learned_without_a_word_between_devices(tmp_path):
     assert plan["collectives"] == {} and "| collectives, of a step | none |" in table
     # Adam keeps two numbers for each that is tuned, and the base is held once, in two bytes a number.
     assert plan["held"]["moments"] == pytest.approx(2 * plan["held"]["tuned parameters"], rel=0.01)
-    _, shapes = build_network("unet", UNET["small"])
+    _, shapes = build_network("unet", SMALL["unet"][1])
     assert plan["held"]["frozen UNet"] == 2 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def test_a_divided_base_holds_a_part_and_gathers_the_rest(tmp_path):
     plan, _ = planned(tmp_path, "--task=base", "--fsdp=4")
-    _, shapes = build_network("unet", UNET["small"])
+    _, shapes = build_network("unet", SMALL["unet"][1])
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert whole / 4 <= plan["held"]["parameters"] < 0.3 * whole  # small leaves are copied
     assert plan["held"]["moving average"] == plan["held"]["parameters"]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 _UNLOGGED: ContextVar[bool] = ContextVar("unlogged", default=False)
@@ -61,6 +62,13 @@ def dot_product_attention(
             choice.reason,
         )
     attend = {"xla": _plain, "chunked": _chunked, "cudnn": _cudnn, "splash": _splash}[choice.name]
+    if choice.name == "splash" and (axes := _free_axes()):
+        # The compiler cannot divide a custom kernel, so that each device is given its own rows here.
+        rows = PartitionSpec(axes)
+        attend = jax.shard_map(
+            functools.partial(attend, causal=causal), in_specs=rows, out_specs=rows, check_vma=False
+        )
+        return attend(q, k, v)
     return attend(q, k, v, causal)
 
 
@@ -77,7 +85,7 @@ def choose_attention(q_shape, k_shape, dtype, *, implementation: str | None = No
     (b, t, n, h), s = q_shape, k_shape[1]
     if backend == "gpu" and not _obstacle("cudnn", q_shape, k_shape, dtype):
         return Choice("cudnn", "fused kernel")
-    if backend == "tpu" and min(t, s) >= (4096 if h <= 64 else 1024) and _one_device_per_program():
+    if backend == "tpu" and min(t, s) >= (4096 if h <= 64 else 1024) and _rows_of_own(b):
         if not _obstacle("splash", q_shape, k_shape, dtype):
             return Choice("splash", "fused kernel, long enough to pay for its padding")
     if backend == "cpu":
@@ -111,10 +119,20 @@ def _obstacle(name: str, q_shape, k_shape, dtype) -> str | None:
     return None
 
 
-def _one_device_per_program() -> bool:
-    """Whether a custom kernel sees its own shard only: otherwise its inputs are gathered on every device."""
+def _free_axes() -> tuple[str, ...]:
+    """Axes of the mesh that a program is traced for (``parallel.mesh.traced_for``) that the compiler divides
+    arrays over; none inside of ``shard_map``, where a program is that of one device.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() == 1 or (bool(mesh.axis_names) and mesh.manual_axes == mesh.axis_names)
+    return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes)
+
+
+def _rows_of_own(rows: int) -> bool:
+    """Whether a custom kernel can be given rows of one device alone: otherwise all are gathered on each."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.device_count() == 1 or (mesh.axis_names and not _free_axes()):
+        return True
+    return bool(mesh.axis_names) and rows % mesh.size == 0
 
 
 @contextmanager

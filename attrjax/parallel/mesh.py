@@ -7,6 +7,7 @@ divides what is learned side by side (``attributes.stack``); to a task that lear
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -89,6 +90,13 @@ def shard_state(mesh: Mesh, tree: Any) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Where an array of a batch lies: its leading axis is divided over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def traced_for(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Inside, programs are traced with the mesh in sight, so that custom kernels are divided over its rows
+    (``models.attention``); all else is divided by the compiler, as without.
+    """
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def place_state(mesh: Mesh, tree: Any) -> Any:
