@@ -1,6 +1,6 @@
 """What an attribute is learned with: the base, the reference as it sees it, the loss, the file at the end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from attrjax.attributes.conditioning import (
     FUSIONS,
@@ -238,6 +238,7 @@ def frozen_of(learner: Learner) -> dict[str, Any]:
 
     return {
         "unet": read_only(learner.partition.frozen),
+        "untuned": read_only(learner.partition.trainable),
         "text": read_only(learner.pipeline.text_encoder.params),
         "origin": jnp.asarray(learner.word.origin),
     }
@@ -266,12 +267,15 @@ def vectors_of(params: Any, learner: Learner) -> Float[Array, "1 k d"]:
 def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[Array, dict[str, Array]]]:
     """``loss_fn`` of ``training.make_step``: the denoising loss of pairs, and that of the prior.
 
+    It trains what acts in sampling: a step's timesteps are either all within ``sampling_timesteps``, or all
+    beyond, where the UNet is the base's own and the filter alone learns, what to say to it.
+
     Of the learner it holds only what all references of a base and a config have in common; ``frozen`` is
     that of ``frozen_of`` with ``begun``, of ``begun_of``.
     """
     pipeline, filter_, fusion = learner.pipeline, learner.filter, learner.fusion
     schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
-    rows = config["batch_size"]
+    rows, edges = config["batch_size"], _edges(config)
 
     def loss_fn(
         params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
@@ -283,9 +287,17 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
         vectors = jnp.pad(vectors, ((0, more), (0, 0), (0, 0)))
         ids, places = batch["ids"], batch["places"]
         context = context_of(text, frozen["text"], ids, places, vectors, params["fusion"], origin, fusion)
-        variables = {"params": join(params["unet"], frozen["unet"])}
+        weights: Any = params["unet"]
+        strength: Any = 1.0
+        timesteps: Any = (edges[0], edges[-1])
+        if len(edges) > 2:
+            choosing, key = jax.random.split(key)
+            acts, timesteps = _drawn_range(choosing, edges, config["sampling_timesteps"])
+            weights = jax.tree.map(lambda new, old: jnp.where(acts, new, old), weights, frozen["untuned"])
+            strength = acts.astype(jnp.float32)
+        variables = {"params": join(weights, frozen["unet"])}
         if params["adapter"]:
-            variables["adapters"] = bind(params["adapter"])
+            variables["adapters"] = bind(params["adapter"], strength)
 
         def network(noisy: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Any:
             return pipeline.unet.module.apply(variables, noisy, t, context)
@@ -295,7 +307,7 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
             network,
             clean,
             key,
-            timesteps=config["timesteps"],
+            timesteps=timesteps,
             offset_noise=config["offset_noise"],
             snr_gamma=config["snr_gamma"] or None,
             mask=jnp.concatenate([batch["mask"], jnp.ones((more, *batch["mask"].shape[1:]))]),
@@ -309,6 +321,24 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
         return loss + size, metrics
 
     return loss_fn
+
+
+def _edges(config: Mapping[str, Any]) -> list[int]:
+    """Timesteps between which what was tuned always acts in sampling, or never: two where nothing changes."""
+    low, high = config["timesteps"]
+    return sorted({low, high} | {t for t in config["sampling_timesteps"] if low < t < high})
+
+
+def _drawn_range(
+    key: Key[Array, ""], edges: Sequence[int], acting: tuple[int, int]
+) -> tuple[Bool[Array, ""], tuple[Int[Array, ""], Int[Array, ""]]]:
+    """Two neighbours of ``edges``, drawn as often as timesteps lie between them; and whether there what was
+    tuned acts.
+    """
+    bounds = jnp.asarray(edges)
+    t = jax.random.randint(key, (), edges[0], edges[-1])
+    index = jnp.searchsorted(bounds, t, side="right") - 1
+    return (acting[0] <= t) & (t < acting[1]), (bounds[index], bounds[index + 1])
 
 
 def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tuned: bool) -> Attribute:

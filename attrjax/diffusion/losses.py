@@ -15,9 +15,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from attrjax.diffusion.schedule import Schedule
 
+# A bound of timesteps; one that is drawn is not checked.
+Bound = int | Int[Array, ""]
+
 
 def draw_timestep(
-    key: Key[Array, ""], schedule: Schedule, low: int = 0, high: int | None = None, power: float = 1.0
+    key: Key[Array, ""], schedule: Schedule, low: Bound = 0, high: Bound | None = None, power: float = 1.0
 ) -> Int[Array, ""]:
     """A timestep in [low, high); by default in all of the schedule, each as often as any other.
 
@@ -33,7 +36,7 @@ def draw_timestep(
     """
     count = schedule.num_train_timesteps
     high = count if high is None else high
-    if not 0 <= low < high <= count:
+    if isinstance(low, int) and isinstance(high, int) and not 0 <= low < high <= count:
         raise ValueError(f"timestep range [{low}, {high}) is empty or outside [0, {count})")
     if not power > 0:
         raise ValueError(f"timestep_power={power} must be more than 0: 1 draws every timestep as often")
@@ -145,7 +148,7 @@ def denoising_losses(
     clean: Float[Array, "b h w c"],
     key: Key[Array, ""],
     *,
-    timesteps: tuple[int, int | None] = (0, None),
+    timesteps: tuple[Bound, Bound | None] = (0, None),
     timestep_power: float = 1.0,
     offset_noise: float = 0.0,
     snr_gamma: float | None = None,
