@@ -57,7 +57,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.partition = "full"  # docs/attributes.md has what the encoder alone does on the bundled base
     config.rule = "train"
     config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
-    config.sampling_timesteps = (200, 1000)  # at which what was tuned acts in sampling: form comes first
+    # At which what was tuned acts in sampling: form comes first. Beyond them it is not trained either, but the
+    # word alone, for the base's own UNet. What is to be exported acts everywhere: (0, 1000).
+    config.sampling_timesteps = (200, 1000)
 
     # How it is learned.
     config.pairs = "destroyed"  # what is shown has lost the other attribute; whole: the reference as it is
