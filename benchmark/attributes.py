@@ -178,7 +178,10 @@ def recipe(text: str) -> tuple[str, dict[str, Any]]:
     name, _, changes = text.partition(":")
     # A comma within brackets belongs to a value.
     pairs = (pair.partition("=") for pair in re.split(r",(?![^\[]*\])", changes) if pair)
-    read = {key: json.loads(value) if value[:1] in "-0123456789[" else value for key, _, value in pairs}
+    read = {
+        key: json.loads(value) if value[:1] in "-0123456789[" or value in ("true", "false") else value
+        for key, _, value in pairs
+    }
     return name, {key: tuple(value) if isinstance(value, list) else value for key, value in read.items()}
 
 

@@ -47,7 +47,7 @@ def timed_steps(config: ConfigDict, base: Base, counts: list[int]) -> dict[str, 
     root, tools = jax.random.key(0), make_tools(config, base.pipeline)
     learner = make_learner(config, base)
     own_pictures = prior(config, base, tools, root)
-    loss_fn, frozen, begun = loss_of(config, learner), frozen_of(learner), begun_of(learner)
+    loss_fn, frozen, begun = loss_of(config, learner), frozen_of(config, learner), begun_of(learner)
     batch_at = [
         batches(config, learner, jax.random.fold_in(root, 100 + i), tools, own_pictures)
         for i in range(max(counts))

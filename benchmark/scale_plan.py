@@ -83,9 +83,11 @@ def planning(topology: Topology, virtual: bool) -> Iterator[tuple[list[Any], str
         devices, compiler = list(described.devices), "the TPU's"
     else:
         devices, compiler = jax.devices("cpu"), "XLA's for virtual CPU devices"
+    # XLA for CPUs has no TPU's kernels: networks then choose what a GPU without fused attention is given.
+    backend = topology.backend if use_libtpu else "gpu"
     # A network asks jax for backend and devices when it is traced; here those that are planned for.
     with (
-        mock.patch.object(jax, "default_backend", return_value=topology.backend),
+        mock.patch.object(jax, "default_backend", return_value=backend),
         mock.patch.object(jax, "device_count", return_value=topology.devices),
     ):
         yield devices, compiler

@@ -197,7 +197,6 @@ def concepts_step(given: Any, devices: list[Any]) -> Step:
     batch = stacked(one, count, mesh)
     frozen = {
         "unet": in_bfloat16(partition.frozen),
-        "untuned": in_bfloat16(partition.trainable),
         "text": in_bfloat16(pipeline.text_encoder.params),
         "origin": jax.ShapeDtypeStruct((width,), jnp.float32),
     }

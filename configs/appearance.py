@@ -22,6 +22,7 @@ RECIPE: dict[str, Any] = {
     "filter": "appearance",
     "partition": "decoder",
     "sampling_timesteps": (0, 750),  # the base lays out the form before
+    "trained_as_sampled": True,  # and what the word says to it then is learned
     # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
     # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.
     "draw": {"patch": (0.8, 1.6), "zoom": (0.95, 1.1), "turn": 0.1, "elastic": 0.01, "flip": 0.5},

@@ -57,9 +57,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.partition = "full"  # docs/attributes.md has what the encoder alone does on the bundled base
     config.rule = "train"
     config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
-    # At which what was tuned acts in sampling: form comes first. Beyond them it is not trained either, but the
-    # word alone, for the base's own UNet. What is to be exported acts everywhere: (0, 1000).
+    # At which what was tuned acts in sampling: form comes first. What is to be exported acts at (0, 1000).
     config.sampling_timesteps = (200, 1000)
+    # Whether it is trained at these alone; at the others the word alone then is, for the base's own UNet.
+    config.trained_as_sampled = False
 
     # How it is learned.
     config.pairs = "destroyed"  # what is shown has lost the other attribute; whole: the reference as it is

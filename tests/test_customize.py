@@ -220,6 +220,7 @@ def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, re
     config = small(
         appearance.get_config(), small_base, reference, rule="lora:2", dtype="bfloat16", crossed=1.0
     )
+    config.trained_as_sampled = False  # a step that trains the word alone leaves them as they are
     customize(config, str(tmp_path / "appearance"))
     attribute = load_attribute(tmp_path / "appearance")
     assert not attribute.weights and attribute.adapter
@@ -230,7 +231,7 @@ def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, re
 def test_what_is_only_read_is_held_in_the_type_of_the_networks(small_base, reference):
     config = small(appearance.get_config(), small_base, reference, dtype="bfloat16")
     learner = make_learner(config, load_base(config))
-    frozen = frozen_of(learner)
+    frozen = frozen_of(config, learner)
     held = {leaf.dtype for leaf in jax.tree.leaves([frozen["unet"], frozen["text"]])}
     assert held == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(first_params(learner))} == {np.dtype("float32")}
@@ -256,7 +257,7 @@ def gradient_of(config):
     base = load_base(config)
     one = make_learner(config, base)
     tools, root = make_tools(config, base.pipeline), jax.random.key(0)
-    pairs, frozen = batching.batches(config, one, root, tools, None)(0), frozen_of(one)
+    pairs, frozen = batching.batches(config, one, root, tools, None)(0), frozen_of(config, one)
     gradient = jax.grad(loss_of(config, one), has_aux=True)
     return lambda params, key: gradient(params, pairs, key, frozen | {"begun": begun_of(one)}), first_params(
         one
@@ -277,7 +278,7 @@ def test_activations_can_be_made_again(small_base, reference):
 def test_a_step_trains_what_acts_in_sampling_at_its_timesteps(smallest_base, reference, rule):
     """The UNet's part within ``sampling_timesteps``, and the filter there and beyond."""
     config = small(shape.get_config(), smallest_base, reference, partition="encoder_attention", rule=rule)
-    config.sampling_timesteps = (500, 1000)
+    config.update({"sampling_timesteps": (500, 1000), "trained_as_sampled": True})
     gradient, params = gradient_of(config)
     gradient, seen = jax.jit(gradient), set()
     for seed in range(8):
@@ -303,8 +304,9 @@ def test_ranges_are_drawn_as_often_as_they_are_long():
         (200, 750, True),
         (750, 1000, False),
     }
-    everywhere = {"timesteps": (300, 1000), "sampling_timesteps": (200, 1000)}
-    assert learner._edges(everywhere) == [300, 1000]
+    config = {"timesteps": (300, 1000), "sampling_timesteps": (200, 750), "trained_as_sampled": True}
+    assert learner._edges(config) == [300, 750, 1000]
+    assert learner._edges(config | {"trained_as_sampled": False}) == [300, 1000]
 
 
 def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(small_base, reference, tmp_path):

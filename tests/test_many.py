@@ -124,7 +124,8 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
     alone = recipe(smallest_base, pictures[1][1], seed=3, steps=3)
     alone.prior.update({"count": 0, "objects": appearance.RECIPE["prior"]["objects"]})
     alone.update({name: appearance.RECIPE[name] for name in ("attribute", "placeholder", "partition")})
-    alone.sampling_timesteps = appearance.RECIPE["sampling_timesteps"]
+    for name in ("sampling_timesteps", "trained_as_sampled"):
+        alone[name] = appearance.RECIPE[name]
     alone.draw = ConfigDict(appearance.RECIPE["draw"])
     alone.optimizer.update(appearance.RECIPE["optimizer"])
     alone.probe.prompts = ("at {}",)
@@ -290,7 +291,7 @@ def compiled_for_four(base, directory):
     batch = place_batch(mesh, stack.stacked([{**own, "pairs": pairs}] * 4))
     state = stack.first_stack([learner.first_params(one)] * 4, config.optimizer, mesh, ema=False)
     step = stack.make_stacked_step(learner.loss_of(config, one), config.optimizer, mesh, ema_decay=0.0)
-    print(step.lower(state, batch, None, learner.frozen_of(one)).compile().as_text())
+    print(step.lower(state, batch, None, learner.frozen_of(config, one)).compile().as_text())
 
 
 def test_devices_that_learn_references_of_their_own_tell_each_other_nothing(smallest_base, pictures):

@@ -115,7 +115,7 @@ def _tune(run: Run, base: Base, root: Key[Array, ""]) -> bool:
         first_params(learner),
         loss_of(config, learner),
         batch_at,
-        frozen=frozen_of(learner) | {"begun": begun_of(learner)},
+        frozen=frozen_of(config, learner) | {"begun": begun_of(learner)},
         every=(config["probe"]["every"], look_at),
         until=until or None,
     )

@@ -82,8 +82,8 @@ def _save_base(config: Mapping[str, Any], pairs: list[tuple[Attribute, float]], 
     if limited:
         logging.info(
             "in the exported directory %s acts at all timesteps, as in samples with "
-            "--config.attribute_timesteps of (0, %d), and was not trained at all: learn it for export with "
-            "--config.sampling_timesteps=(0, 1000)",
+            "--config.attribute_timesteps of (0, %d): learn it with --config.sampling_timesteps=(0, 1000) "
+            "for that",
             *(", ".join(limited), MAX_TIMESTEP),
         )
     if adapters:

@@ -226,7 +226,7 @@ def first_params(learner: Learner) -> dict[str, Any]:
     return {**learner.begun, "unet": partition.trainable, "adapter": partition.adapter}
 
 
-def frozen_of(learner: Learner) -> dict[str, Any]:
+def frozen_of(config: Mapping[str, Any], learner: Learner) -> dict[str, Any]:
     """What the loss uses and does not train, the same for all references of a base and a config.
 
     It is in the type that the networks compute in, for it is only read; what is tuned stays float32.
@@ -236,12 +236,14 @@ def frozen_of(learner: Learner) -> dict[str, Any]:
     def read_only(tree: Any) -> Any:
         return tree if dtype == jnp.float32 else jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
 
-    return {
+    frozen = {
         "unet": read_only(learner.partition.frozen),
-        "untuned": read_only(learner.partition.trainable),
         "text": read_only(learner.pipeline.text_encoder.params),
         "origin": jnp.asarray(learner.word.origin),
     }
+    if len(_edges(config)) > 2:
+        frozen["untuned"] = read_only(learner.partition.trainable)
+    return frozen
 
 
 def begun_of(learner: Learner) -> Float[Array, "..."]:
@@ -267,8 +269,8 @@ def vectors_of(params: Any, learner: Learner) -> Float[Array, "1 k d"]:
 def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[Array, dict[str, Array]]]:
     """``loss_fn`` of ``training.make_step``: the denoising loss of pairs, and that of the prior.
 
-    It trains what acts in sampling: a step's timesteps are either all within ``sampling_timesteps``, or all
-    beyond, where the UNet is the base's own and the filter alone learns, what to say to it.
+    ``trained_as_sampled``: a step's timesteps are either all within ``sampling_timesteps``, or all beyond,
+    where the UNet is the base's own and the filter alone learns, what to say to it.
 
     Of the learner it holds only what all references of a base and a config have in common; ``frozen`` is
     that of ``frozen_of`` with ``begun``, of ``begun_of``.
@@ -324,9 +326,10 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
 
 
 def _edges(config: Mapping[str, Any]) -> list[int]:
-    """Timesteps between which what was tuned always acts in sampling, or never: two where nothing changes."""
+    """Timesteps between which what was tuned is trained, or is not: two where it always is."""
     low, high = config["timesteps"]
-    return sorted({low, high} | {t for t in config["sampling_timesteps"] if low < t < high})
+    inner = config["sampling_timesteps"] if config["trained_as_sampled"] else ()
+    return sorted({low, high} | {t for t in inner if low < t < high})
 
 
 def _drawn_range(
@@ -354,7 +357,7 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
     adapter = flatten_dict(params["adapter"], sep="/")
     keep = (
         *("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens", "fusion"),
-        *("pairs", "draw", "crossed", "timesteps", "sampling_timesteps"),
+        *("pairs", "draw", "crossed", "timesteps", "sampling_timesteps", "trained_as_sampled"),
     )
     return Attribute(
         attribute=config["attribute"],

@@ -219,7 +219,7 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
             own=constants,
             ends=ends,
             step_fn=shop.step_of(learners[local[0]]),
-            frozen=frozen_of(learners[local[0]]),
+            frozen=frozen_of(config, learners[local[0]]),
             directory=directory / where,
             deadline=started + config["max_seconds"] if config["max_seconds"] else None,
         )
