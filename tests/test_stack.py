@@ -75,7 +75,7 @@ def alone(i, workdir):
         mesh=mesh,
         frozen=FROZEN | {"begun": begun(i)},
     )
-    return jax.device_get(result.state.params)
+    return jax.device_get(result.state.averaged)
 
 
 def learn_all(workdir, *, devices=None, most=None, then=lambda step: None):
