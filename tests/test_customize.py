@@ -259,9 +259,8 @@ def gradient_of(config):
     tools, root = make_tools(config, base.pipeline), jax.random.key(0)
     pairs, frozen = batching.batches(config, one, root, tools, None)(0), frozen_of(config, one)
     gradient = jax.grad(loss_of(config, one), has_aux=True)
-    return lambda params, key: gradient(params, pairs, key, frozen | {"begun": begun_of(one)}), first_params(
-        one
-    )
+    frozen |= {"begun": begun_of(one)}
+    return (lambda params, key: gradient(params, pairs, key, frozen)), first_params(one)
 
 
 def test_activations_can_be_made_again(small_base, reference):
@@ -293,6 +292,13 @@ def test_a_step_trains_what_acts_in_sampling_at_its_timesteps(smallest_base, ref
         assert (tuned > 0) == bool(acts) and filtered > 0
         seen.add(bool(acts))
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("timesteps", [(700, 300), (0, 1001)])
+def test_timesteps_that_the_base_does_not_have_are_refused(smallest_base, reference, timesteps):
+    config = small(appearance.get_config(), smallest_base, reference, timesteps=timesteps)
+    with pytest.raises(ValueError, match="is empty or outside"):
+        loss_of(config, make_learner(config, load_base(config)))
 
 
 def test_ranges_are_drawn_as_often_as_they_are_long():

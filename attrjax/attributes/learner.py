@@ -29,7 +29,7 @@ from attrjax.checkpoints.attribute import ATTRIBUTES, Attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.references import Reference, load_reference
-from attrjax.diffusion.losses import denoising_losses
+from attrjax.diffusion.losses import check_timesteps, denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.generate import Settings, latent_shape, vae_factor
 from attrjax.models.adapters import bind
@@ -274,10 +274,14 @@ def loss_of(config: Mapping[str, Any], learner: Learner) -> Callable[..., tuple[
 
     Of the learner it holds only what all references of a base and a config have in common; ``frozen`` is
     that of ``frozen_of`` with ``begun``, of ``begun_of``.
+
+    Raises:
+        ValueError: ``timesteps`` are none of the base's.
     """
     pipeline, filter_, fusion = learner.pipeline, learner.filter, learner.fusion
     schedule = schedule_from_config(pipeline.scheduler, sampler_for(pipeline.scheduler))
     rows, edges = config["batch_size"], _edges(config)
+    check_timesteps(schedule, edges[0], edges[-1])
 
     def loss_fn(
         params: Any, batch: dict[str, Any], key: Key[Array, ""], frozen: Any
@@ -329,7 +333,7 @@ def _edges(config: Mapping[str, Any]) -> list[int]:
     """Timesteps between which what was tuned is trained, or is not: two where it always is."""
     low, high = config["timesteps"]
     inner = config["sampling_timesteps"] if config["trained_as_sampled"] else ()
-    return sorted({low, high} | {t for t in inner if low < t < high})
+    return [low, *sorted(t for t in inner if low < t < high), high]
 
 
 def _drawn_range(

@@ -15,8 +15,19 @@ from jaxtyping import Array, Float, Int, Key
 
 from attrjax.diffusion.schedule import Schedule
 
-# A bound of timesteps; one that is drawn is not checked.
+# A bound of timesteps, given or drawn.
 Bound = int | Int[Array, ""]
+
+
+def check_timesteps(schedule: Schedule, low: int, high: int) -> None:
+    """Refuse a range of timesteps that a schedule does not have.
+
+    Raises:
+        ValueError: unless 0 <= low < high <= T.
+    """
+    count = schedule.num_train_timesteps
+    if not 0 <= low < high <= count:
+        raise ValueError(f"timestep range [{low}, {high}) is empty or outside [0, {count})")
 
 
 def draw_timestep(
@@ -27,17 +38,17 @@ def draw_timestep(
     Args:
         key: of the draw.
         schedule: whose timesteps they are.
-        low, high: where it may lie; None for the schedule's end.
+        low, high: where it may lie; None for the schedule's end. Drawn ones are within a range that was
+            checked (``check_timesteps``).
         power: of the uniform number that is stretched over the range; at 2 half of the timesteps are in its
             lowest quarter, where detail is decided.
 
     Raises:
         ValueError: unless 0 <= low < high <= T and power > 0.
     """
-    count = schedule.num_train_timesteps
-    high = count if high is None else high
-    if isinstance(low, int) and isinstance(high, int) and not 0 <= low < high <= count:
-        raise ValueError(f"timestep range [{low}, {high}) is empty or outside [0, {count})")
+    high = schedule.num_train_timesteps if high is None else high
+    if not isinstance(low, jax.Array) and not isinstance(high, jax.Array):
+        check_timesteps(schedule, low, high)
     if not power > 0:
         raise ValueError(f"timestep_power={power} must be more than 0: 1 draws every timestep as often")
     if power == 1:
