@@ -23,7 +23,9 @@ def guide(
             et al. 2023, §3.4); one number or one per example.
     """
     without, given = jnp.split(both.astype(jnp.float32), 2)
-    guided = without + _per_example(scale, given) * (given - without)
+    scale = _per_example(scale, given)
+    # At 1 exactly the condition, which the sum is only up to rounding.
+    guided = jnp.where(scale == 1, given, without + scale * (given - without))
     if isinstance(rescale, int | float) and rescale == 0:
         return guided
     axes = tuple(range(1, given.ndim))
