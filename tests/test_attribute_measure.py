@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from attrjax.attributes.measure import encoded, judged, probe
+from attrjax.attributes.measure import Probe, best_of, encoded, judged, probe
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.evaluate import as_seen, seen
 from attrjax.attrworld.judges import load_judges, segment
@@ -59,3 +59,23 @@ def test_gain_less_leakage_is_the_score_and_less_leakage_than_none_is_no_merit()
     assert (appearance.gain, appearance.leakage) == (pytest.approx(0.1), pytest.approx(0.4))
     less = jax.tree.map(np.negative, {"shape": -after["shape"], "appearance": after["appearance"]})
     assert probe("shape", 3, before, less).score == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((0.5, 0.669, 0.668, 0.666), 4),  # alike, so the last
+        ((0.669, 0.66, 0.64), 2),
+        ((0.5, 0.9, 0.8), 2),
+        ((0.669, 0.668, 0.9, 0.7), 3),  # what is like a step that is not the best does not count
+        ((-0.1, -0.1001, -0.2), 2),
+        ((0.0, -0.1), 1),
+    ],
+)
+def test_of_steps_that_are_alike_the_last_is_kept(scores, kept):
+    probes = [Probe(step, score, 0.0, 0.0, 0.0) for step, score in enumerate(scores, 1)]
+    assert best_of(probes).step == kept
+    # As a run finds it, which sees one after the other; and one that goes on, which sees them again.
+    seen = [step for step in range(1, len(probes) + 1) if best_of(probes[:step]).step == step]
+    assert seen[-1] == kept
+    assert [step for step in range(kept, len(probes) + 1) if best_of(probes).step == step] == [kept]

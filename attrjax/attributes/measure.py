@@ -5,7 +5,7 @@ how much they come nearer in the other one, both against pictures of the untuned
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.pipeline import Component
 from attrjax.data.references import Reference, Segmenter
 
+# Scores this near to the best are no worse: what eight pictures say moves by more from noise to noise.
+ALIKE = 0.02
 Pictures = UInt8[np.ndarray, "n h w 3"]
 Similarity = Callable[[Pictures], dict[str, Float[np.ndarray, " n"]]]
 
@@ -45,6 +47,19 @@ class Probe(NamedTuple):
     def score(self) -> float:
         """What a step is chosen by: gain less leakage, of which none below 0 is a merit."""
         return self.gain - max(self.leakage, 0.0)
+
+
+def best_of(probes: Sequence[Probe]) -> Probe:
+    """The step that is kept: the last whose score is the best but for a share ``ALIKE`` of it.
+
+    Of steps that measure alike the last has the smallest learning rate behind it, and so the least noise in
+    its weights, which is seen as specks in its pictures before it is measured.
+
+    Args:
+        probes: at least one, in any order.
+    """
+    best = max(one.score for one in probes)
+    return max((one for one in probes if one.score >= best - ALIKE * abs(best)), key=lambda one: one.step)
 
 
 def probe(

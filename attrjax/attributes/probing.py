@@ -85,7 +85,7 @@ def pictures_with(run: Run, attribute: Attribute) -> Pictures:
 
 
 def look(run: Run, step: int, params: Any) -> bool:
-    """Measure a step, keep it if it is the best so far, and say whether it is the last (``ended``).
+    """Measure a step, keep it if none so far is better, and say whether it is the last (``ended``).
 
     Args:
         run: that is looked at.
@@ -101,7 +101,7 @@ def look(run: Run, step: int, params: Any) -> bool:
         found = measure.probe(config["attribute"], step, run.unmoved, moved)
         # A run that goes on measures again what was measured after its checkpoint.
         others = [one for one in read_probes(directory) if one.step != step]
-        if found.score > max((one.score for one in others), default=-np.inf):
+        if measure.best_of([*others, found]).step == step:
             save_attribute(directory, attribute)
             run.kept.clear()
             run.kept[step] = pictures
@@ -161,7 +161,7 @@ def finish(run: Run, started: float) -> tuple[dict[str, Any], Pictures]:
     """
     config, learner, directory = run.config, run.learner, run.directory
     probes = read_probes(directory)
-    best = max(probes, key=lambda one: one.score)
+    best = measure.best_of(probes)
     after = run.kept.get(best.step)
     if after is None:
         with timed(run.timings, "before and after"):
@@ -180,7 +180,7 @@ def finish(run: Run, started: float) -> tuple[dict[str, Any], Pictures]:
     jobs = [(job.prompt, job.seed) for job in _jobs(config, learner.word.text)]
     write_report(directory, config, learner.reference, jobs, run.before, after, probes, results)
     logging.info(
-        "the step with the best score is %d: gain %.3f, leakage %.3f; wrote %s (%.2f MB) and index.html",
+        "the step that is kept is %d: gain %.3f, leakage %.3f; wrote %s (%.2f MB) and index.html",
         *(best.step, best.gain, best.leakage, directory / FILE_NAME, size / 1e6),
     )
     return results, after
