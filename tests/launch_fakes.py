@@ -6,11 +6,23 @@ these. Every call is one JSON line of ``calls``.
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+# Everything that a shell could take for its own.
+HARD = [
+    "--config.prompts=('a cat', \"it's $HOME $(id) `id`\")",
+    "--config.path=a  b\tc*?[x]{y,z}~!#&;|<>\\",
+    "--config.lines=one\ntwo",
+    "--config.empty=",
+    "é €",
+]
+RUN = ["--config=configs/sample.py", "--workdir=runs/x y", *HARD]
 NAMES = (
     "gcloud",
     "kubectl",
@@ -80,3 +92,30 @@ class Cloud:
         """The calls of a stand-in, or of all, each with its name and arguments."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [call for call in map(json.loads, lines) if name in ("", call[0])]
+
+
+def option(call: list[str], name: str) -> str:
+    (value,) = [word.split("=", 1)[1] for word in call if word.startswith(f"--{name}=")]
+    return value
+
+
+def kubernetes(text: str) -> str:
+    """What Kubernetes makes of a container's command: $$ is $, and no name is known."""
+    assert not re.search(r"(?<!\$)(\$\$)*\$\(", text), "Kubernetes would take this for a variable of its own"
+    return text.replace("$$", "$")
+
+
+def wait_until(condition, process=None, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
