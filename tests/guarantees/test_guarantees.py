@@ -64,11 +64,11 @@ def whole(cache, tmp_path_factory):
     return workdir
 
 
-def command(workdir, cache, *more, **changes):
-    recipe = RECIPE | {"cache_dir": cache} | changes
+def command(workdir, cache, *more, config="shape", **changes):
+    recipe = (RECIPE if config == "shape" else {}) | {"cache_dir": cache} | changes
     flags = [f"--config.{name}={value}" for name, value in recipe.items()]
-    config = ["--config=configs/shape.py", f"--workdir={workdir}", "--resume"]
-    return [sys.executable, "-m", "attrjax.main", *config, *flags, *more]
+    run = [f"--config=configs/{config}.py", f"--workdir={workdir}", "--resume"]
+    return [sys.executable, "-m", "attrjax.main", *run, *flags, *more]
 
 
 def start(workdir, cache, *more, environment=(), prefix=(), **changes):
@@ -98,6 +98,15 @@ def pod(count, workdir, cache, logs, **changes):
         text=True,
         start_new_session=True,
     )
+
+
+def terminate_second(process):
+    """SIGTERM to the second process of a pod alone."""
+    found = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
+    (second,) = [line for line in found.stdout.splitlines() if "--process=1" in line]
+    os.kill(int(second.split()[0]), signal.SIGTERM)
 
 
 def done(process, code=0):
@@ -203,14 +212,34 @@ def test_g3_sigterm_to_one_of_two_processes_stops_both_at_one_step(cache, tmp_pa
     done(begin(tmp_path / "whole"))
     process = begin(tmp_path / "run")
     wait(lambda: len(logged(tmp_path / "run")) >= 3, process)
-    found = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-    )
-    (second,) = [line for line in found.stdout.splitlines() if "--process=1" in line]
-    os.kill(int(second.split()[0]), signal.SIGTERM)
+    terminate_second(process)
     done(process, EXIT_SAVED)
     done(begin(tmp_path / "run"))
     same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_g3_sigterm_to_one_of_two_processes_that_sample_loses_no_picture(cache, smallest_base, tmp_path):
+    """There is no step to save: pictures that are there are not made again, and the others come as ever."""
+    asked = {"base": smallest_base, "prompts": '("a cat",)', "seeds": tuple(range(40)), "steps": 50}
+
+    def begin(workdir):
+        return pod(2, workdir, cache, tmp_path / "logs", config="sample", **asked)
+
+    def made(workdir):
+        return {path.name: path for path in (workdir / "samples").glob("*.png")}
+
+    done(begin(tmp_path / "whole"))
+    process = begin(tmp_path / "run")
+    wait(lambda: len(made(tmp_path / "run")) >= 4, process)
+    terminate_second(process)
+    done(process, 128 + signal.SIGTERM)
+    kept = {name: path.stat().st_mtime_ns for name, path in made(tmp_path / "run").items()}
+    assert 4 <= len(kept) < 40
+    done(begin(tmp_path / "run"))
+    whole, run = made(tmp_path / "whole"), made(tmp_path / "run")
+    assert {name: run[name].stat().st_mtime_ns for name in kept} == kept
+    assert len(whole) == 40 and whole.keys() == run.keys()
+    assert all(whole[name].read_bytes() == run[name].read_bytes() for name in whole)
 
 
 def test_g2_a_pod_that_learns_a_list_is_killed_and_ends_with_the_same_bytes(cache, smallest_base, tmp_path):
