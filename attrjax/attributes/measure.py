@@ -21,7 +21,7 @@ from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.pipeline import Component
 from attrjax.data.references import Reference, Segmenter
 
-# Scores this near to the best are no worse: what eight pictures say moves by more from noise to noise.
+# Scores that are nearer than this share to the best are taken as no worse: a probe has few pictures.
 ALIKE = 0.02
 Pictures = UInt8[np.ndarray, "n h w 3"]
 Similarity = Callable[[Pictures], dict[str, Float[np.ndarray, " n"]]]
