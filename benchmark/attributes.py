@@ -159,6 +159,20 @@ def measured(
     return {name: float(np.mean(share)) for name, share in found.items()}
 
 
+def right_in_both(
+    judges: Judges, all_: References, shape: int, appearance: int, pictures: UInt8[np.ndarray, "n h w 3"]
+) -> tuple[float, float, float]:
+    """Shares of pictures whose shape is nearest to that of one reference, whose appearance is nearest to that
+    of another, and of which both are so.
+    """
+    seen_ = as_seen(pictures)
+    first, second = (
+        (EMBED[name](judges, seen_) @ all_.galleries[name].T).argmax(-1) == index
+        for name, index in (("shape", shape), ("appearance", appearance))
+    )
+    return float(np.mean(first)), float(np.mean(second)), float(np.mean(first & second))
+
+
 def prompts_for(attribute: str, word: str) -> list[str]:
     """The prompts of a learned attribute."""
     if attribute == "appearance":
@@ -171,6 +185,12 @@ def interval(values: Sequence[float], generator: np.random.Generator) -> tuple[f
     drawn = generator.choice(np.asarray(values), (4000, len(values))).mean(1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
+
+
+def in_percent(values: Sequence[float], generator: np.random.Generator) -> str:
+    """A cell of a table: the mean of shares, with its ``interval``."""
+    low, high = interval(values, generator)
+    return f"{100 * np.mean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def recipe(text: str) -> tuple[str, dict[str, Any]]:
@@ -254,20 +274,16 @@ def _composed(
         on_white = f"{said} on a white background"
         made = pictures_of(pipeline, pair, [said, on_white], digest)
         shown.append([all_.pictures[i], all_.pictures[j], *made])
-        seen_ = as_seen(made)
-        right = [
-            (EMBED[name](judges, seen_) @ all_.galleries[name].T).argmax(-1) == index
-            for name, index in (("shape", i), ("appearance", j))
-        ]
+        own, prompted, both = right_in_both(judges, all_, i, j, made)
         rows.append(
             {
                 "recipe": recipe_name,
                 "attribute": "composed",
                 "reference": f"{all_.names[i]} + {all_.names[j]}",
                 "seed": seed,
-                "own": float(np.mean(right[0])),
-                "prompted": float(np.mean(right[1])),
-                "both": float(np.mean(right[0] & right[1])),
+                "own": own,
+                "prompted": prompted,
+                "both": both,
             }
         )
         print(json.dumps(rows[-1]), flush=True)
@@ -295,8 +311,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
                 cells.append("")
                 continue
             values = [np.mean([row[measure] for row in some if row["reference"] == name]) for name in names]
-            low, high = interval(values, generator)
-            cells.append(f"{100 * np.mean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            cells.append(in_percent(values, generator))
         lines.append(f"| {recipe_name} | {attribute} | {len(names)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -20,7 +20,6 @@ from absl import logging
 from jaxtyping import UInt8
 
 from attrjax.attrworld.bundled import BASE
-from attrjax.attrworld.evaluate import as_seen
 from attrjax.attrworld.judges import Judges, load_judges
 from attrjax.checkpoints.attribute import Attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
@@ -28,7 +27,6 @@ from attrjax.data.pictures import png_bytes
 from attrjax.runs import write_whole
 from attrjax.sample import other_said
 from benchmark.attributes import (
-    EMBED,
     MEASURES,
     References,
     learn,
@@ -37,6 +35,7 @@ from benchmark.attributes import (
     prompts_for,
     recipe,
     references,
+    right_in_both,
 )
 
 
@@ -141,12 +140,8 @@ def composed_in(
             pair = [shape, learned["appearance"][j]]
             said = f"a {pair[0].word} made of {pair[1].word}"
             asked = [said, f"{said} on a white background"]
-            seen = as_seen(pictures_in(pipeline, digest, pair, ways, asked))
-            right = [
-                (EMBED[name](judges, seen) @ all_.galleries[name].T).argmax(-1) == index
-                for name, index in (("shape", i), ("appearance", j))
-            ]
-            shares.append([np.mean(right[0]), np.mean(right[1]), np.mean(right[0] & right[1])])
+            made = pictures_in(pipeline, digest, pair, ways, asked)
+            shares.append(right_in_both(judges, all_, i, j, made))
     return np.mean(shares, axis=0).tolist()
 
 

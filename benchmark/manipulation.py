@@ -10,27 +10,24 @@ and the appearance to that which was learned, among all references (chance: 1 / 
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attrworld.bundled import BASE
-from attrjax.attrworld.evaluate import as_seen
-from attrjax.attrworld.judges import Judges, load_judges
+from attrjax.attrworld.judges import load_judges
 from attrjax.checkpoints.attribute import Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.generate import Settings, generate
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import write_whole
-from benchmark.attributes import EMBED, SEEDS, References, interval, references
+from benchmark.attributes import SEEDS, in_percent, references, right_in_both
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
-Pictures = UInt8[np.ndarray, "n h w 3"]
 
 
 def main() -> None:
@@ -39,26 +36,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--references", choices=("held_out", "composed"), default="held_out")
     parser.add_argument("--count", type=int, default=14)
-    parser.add_argument("--recipe", default="default", help="of benchmark.attributes, learned before")
     given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     judges, pipeline, digest = load_judges(), load_pipeline(BASE), weights_digest(BASE)
-    all_ = references(given.references, given.count, judges)
-    where = given.out / given.recipe / "seed0" / "appearance"
+    all_ = references("held_out", given.count, judges)
+    where = given.out / "default" / "seed0" / "appearance"
     learned = [load_attribute(where / name) for name in all_.names]
 
     shown = []
-    rights: dict[float, list[Float[np.ndarray, " 3"]]] = {strength: [] for strength in STRENGTHS}
+    rights: dict[float, list[tuple[float, float, float]]] = {strength: [] for strength in STRENGTHS}
     for i, picture in enumerate(all_.pictures):
         j = (i + 1) % len(learned)
-        row = [picture, all_.pictures[j]]
-        for strength in STRENGTHS:
-            made = redrawn(pipeline, learned[j], digest, picture, strength)
-            rights[strength].append(right(judges, all_, i, j, made))
-            row.append(made[0])
-        shown.append(row)
+        made = redrawn(pipeline, learned[j], digest, picture)
+        for strength, pictures in made.items():
+            rights[strength].append(right_in_both(judges, all_, i, j, pictures))
+        shown.append([picture, all_.pictures[j], *(pictures[0] for pictures in made.values())])
     table = as_markdown(rights)
     write_whole(given.out / "manipulation.md", table.encode())
     columns = ["picture", "appearance of", *(f"strength {strength}" for strength in STRENGTHS)]
@@ -68,44 +61,30 @@ def main() -> None:
 
 
 def redrawn(
-    pipeline: Pipeline,
-    attribute: Attribute,
-    digest: str,
-    picture: UInt8[np.ndarray, "h w 3"],
-    strength: float,
-) -> Pictures:
-    """A picture made anew from part of the way, with an appearance; one of each seed."""
+    pipeline: Pipeline, attribute: Attribute, digest: str, picture: UInt8[np.ndarray, "h w 3"]
+) -> dict[float, UInt8[np.ndarray, "n h w 3"]]:
+    """A picture made anew from part of the way, with an appearance: by strength, one of each seed."""
     tuned, adapters, stages = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
-    return generate(
-        tuned,
-        [f"an object made of {attribute.word}"],
-        SEEDS,
-        Settings(steps=20, guidance=4.0, strength=strength, batch_size=len(SEEDS)),
-        init_picture=picture.astype(np.float32) / 127.5 - 1,
-        adapters=adapters,
-        stages=stages,
-    )
+    return {
+        strength: generate(
+            tuned,
+            [f"an object made of {attribute.word}"],
+            SEEDS,
+            Settings(steps=20, guidance=4.0, strength=strength, batch_size=len(SEEDS)),
+            init_picture=picture.astype(np.float32) / 127.5 - 1,
+            adapters=adapters,
+            stages=stages,
+        )
+        for strength in STRENGTHS
+    }
 
 
-def right(judges: Judges, all_: References, i: int, j: int, made: Pictures) -> Float[np.ndarray, " 3"]:
-    """Shares of pictures with the shape of reference i, with the appearance of reference j, and with both."""
-    seen = as_seen(made)
-    found = [
-        (EMBED[name](judges, seen) @ all_.galleries[name].T).argmax(-1) == index
-        for name, index in (("shape", i), ("appearance", j))
-    ]
-    return np.asarray([found[0].mean(), found[1].mean(), (found[0] & found[1]).mean()])
-
-
-def as_markdown(rights: dict[float, Sequence[Float[np.ndarray, " 3"]]]) -> str:
+def as_markdown(rights: dict[float, list[tuple[float, float, float]]]) -> str:
     """Means over references in percent, with 95 % bootstrap intervals, by strength."""
     generator = np.random.default_rng(0)
     lines = ["| strength | shape kept | appearance found | both |", "|---:|---|---|---|"]
     for strength, shares in rights.items():
-        cells = []
-        for values in np.transpose(shares):
-            low, high = interval(values.tolist(), generator)
-            cells.append(f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        cells = [in_percent(values, generator) for values in zip(*shares, strict=True)]
         lines.append(f"| {strength} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -207,6 +207,13 @@ def test_guidance_by_hand():
     np.testing.assert_allclose(guide(both, 7.5), 1 + 7.5 * 2)
 
 
+def test_guidance_of_one_is_the_condition_to_the_last_bit():
+    """Or a negative prompt would act where guidance does not."""
+    both = normal(0, (4, 6, 6, 3)) * jnp.asarray([1e3, 1e3, 1.0, 1.0])[:, None, None, None]
+    np.testing.assert_array_equal(jax.jit(guide)(both, jnp.float32(1)), both[2:])
+    assert not np.array_equal(both[:2] + (both[2:] - both[:2]), both[2:])  # what it would be up to rounding
+
+
 def test_full_rescale_restores_the_standard_deviation_of_the_condition():
     both = normal(0, (4, 6, 6, 3))
     rescaled = guide(both, 7.5, 1.0)

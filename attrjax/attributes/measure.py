@@ -52,8 +52,8 @@ class Probe(NamedTuple):
 def best_of(probes: Sequence[Probe]) -> Probe:
     """The step that is kept: the last whose score is the best but for a share ``ALIKE`` of it.
 
-    Of steps that measure alike the last has the smallest learning rate behind it, and so the least noise in
-    its weights, which is seen as specks in its pictures before it is measured.
+    Of steps that measure alike the last has the smallest learning rate behind it: an early one that was best
+    by a thousandth had specks in its pictures.
 
     Args:
         probes: at least one, in any order.
