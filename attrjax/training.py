@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int32, Key, PyTree
 from tqdm import tqdm
 
 from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
+from attrjax.compiling import quick
 from attrjax.metrics_log import MetricsLog
 from attrjax.parallel.mesh import place_batch, place_state, shard_state, traced_for
 from attrjax.prefetch import in_background
@@ -157,7 +158,7 @@ def make_step(
         # It stays where it lies, or the next step would be compiled again.
         return jax.lax.with_sharding_constraint(state, shard_state(mesh, state)), metrics
 
-    return jax.jit(step, donate_argnames="state")
+    return jax.jit(step, donate_argnames="state", compiler_options=quick())
 
 
 def update(

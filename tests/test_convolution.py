@@ -122,7 +122,10 @@ def test_bands_of_a_large_picture_join_without_a_seam(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 30, 32), (1, 33, 35, 32), (1, 6, 6, 32)])
-def test_gradients(shape):
+@pytest.mark.parametrize("large", [False, True])
+def test_gradients(shape, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(convolution, "KEPT_UP_TO", 0)
     x, kernel = _case(shape, 48)
     dy = jax.random.normal(jax.random.key(7), (*shape[:-1], 48))
     want = _exact_gradients(x, kernel, np.float64(dy))
@@ -132,7 +135,30 @@ def test_gradients(shape):
         assert _error(got[1], want[1]) < 1e-5
 
 
-def test_second_derivatives():
+def test_transforms_of_large_kernels_are_not_kept_for_the_backward_pass(monkeypatch):
+    x = jnp.ones((1, 16, 24, 64))
+    kernels = [jnp.ones((3, 3, 64, 64)) for _ in range(6)]
+
+    def workspace(kept_up_to):
+        monkeypatch.setattr(convolution, "KEPT_UP_TO", kept_up_to)
+
+        def loss(x, kernels):
+            for kernel in kernels:
+                x = jnp.tanh(conv2d(x, kernel, padding=SAME))
+            return jnp.sum(x)
+
+        compiled = jax.jit(jax.grad(loss)).lower(x, kernels).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    transform = 24 * 64 * 64 * 4
+    # Of six one is in use at a time, and in the backward pass a second one.
+    assert workspace(kernels[0].size) - workspace(0) > 3 * transform
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_second_derivatives(large, monkeypatch):
+    if large:
+        monkeypatch.setattr(convolution, "KEPT_UP_TO", 0)
     x, kernel = _case((1, 20, 20, 32), 32)
 
     def penalty(kernel, convolve):

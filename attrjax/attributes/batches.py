@@ -17,6 +17,7 @@ from attrjax.attributes.pair_prompts import framed, prior_prompts, say
 from attrjax.attributes.sources import continued, pure
 from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
+from attrjax.compiling import quick
 from attrjax.data.prompts import tokenize
 from attrjax.generate import Job, Settings, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
@@ -48,15 +49,21 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
     make = pairs.whole_pair if config["pairs"] == "whole" else make
     vae, encoder = pipeline.vae, pipeline.image_encoder
     assert encoder is not None
+    # Weights are arguments: as constants each program, and each compiled file of one, would hold a copy.
+    weights = jax.device_put({"vae": vae.params, "encoder": encoder.params})
 
-    @jax.jit
-    def encode(pictures: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h2 w2 c"]:
-        moments: Any = vae.module.apply({"params": vae.params}, pictures, method="encode")
+    @functools.partial(jax.jit, compiler_options=quick())
+    def encode(weights: Any, pictures: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h2 w2 c"]:
+        moments: Any = vae.module.apply({"params": weights["vae"]}, pictures, method="encode")
         return scale_latents(moments.sample(key), *latent_scale(pipeline))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=quick())
     def draw(
-        key: Array, picture: Float[Array, "h w 3"], mask: Float[Array, "h w"], given: Array | None = None
+        weights: Any,
+        key: Array,
+        picture: Float[Array, "h w 3"],
+        mask: Float[Array, "h w"],
+        given: Array | None = None,
     ) -> tuple[dict[str, Array], Any]:
         keys, noise = jax.random.split(jax.random.fold_in(key, 0), rows), jax.random.fold_in(key, 1)
         free = rows - (0 if given is None else len(given))
@@ -64,19 +71,19 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
         if given is not None:
             parts.append(jax.vmap(lambda k, g: make(k, picture, mask, g))(keys[free:], given))
         pair = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        states, weight = see(encoder, pair.view, pair.view_mask)
+        states, weight = see(encoder._replace(params=weights["encoder"]), pair.view, pair.view_mask)
         small = (rows, pair.target_mask.shape[1] // factor, pair.target_mask.shape[2] // factor)
         small_mask = jnp.clip(jax.image.resize(pair.target_mask, small, "linear", antialias=True), 0, 1)
         outside = config["backdrop_weight"]
         batch = {
-            "latents": encode(pair.target, noise),
+            "latents": encode(weights, pair.target, noise),
             "mask": outside + (1 - outside) * small_mask,
             "states": states,
             "weight": weight,
         }
         return batch, pair.drawn
 
-    return Tools(encode, draw)
+    return Tools(functools.partial(encode, weights), functools.partial(draw, weights))
 
 
 def batches(

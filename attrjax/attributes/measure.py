@@ -80,15 +80,16 @@ def probe(
 
 def judged(judges: Judges, reference: Reference) -> Similarity:
     """Cosine similarity to the reference as the judges of attrworld embed it, for bases of that world."""
+    wanted = _resized(reference.picture[None])
 
     def both(pictures: Float[np.ndarray, "n 64 64 3"]) -> dict[str, Float[np.ndarray, "n d"]]:
         return {"shape": embed_shape(judges, pictures), "appearance": embed_appearance(judges, pictures)}
 
-    wanted = both(_resized(reference.picture[None]))
-
     def similarity(pictures: Pictures) -> dict[str, Float[np.ndarray, " n"]]:
-        seen = both(_resized(pictures.astype(np.float32) / 127.5 - 1))
-        return {name: seen[name] @ wanted[name][0] for name in seen}
+        seen = _resized(pictures.astype(np.float32) / 127.5 - 1)
+        # The reference with them: by itself it would have each judge compiled for one picture as well.
+        found = both(np.concatenate([wanted, seen]))
+        return {name: one[1:] @ one[0] for name, one in found.items()}
 
     return similarity
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
+from attrjax.compiling import quick
 from attrjax.parallel.mesh import place_batch
 from attrjax.training import LossFn, Metrics, TrainState, first_state, make_optimizer, update
 
@@ -65,7 +66,7 @@ def make_stacked_step(
     def step(state: TrainState, batch: Any, root_key: None, frozen: Any) -> tuple[TrainState, Metrics]:
         return divided(state, batch, frozen)
 
-    return jax.jit(step, donate_argnames="state")
+    return jax.jit(step, donate_argnames="state", compiler_options=quick())
 
 
 def own_of(begun: Array, root_key: Key[Array, ""], steps: int) -> dict[str, np.ndarray]:

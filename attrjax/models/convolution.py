@@ -37,6 +37,10 @@ CACHED_UP_TO = 2**13
 WIDE = 256
 # Positions from which the kernel's gradient is made of Winograd products too.
 GRADIENT_FROM = 1024
+# Elements of a kernel up to which its transform is kept from a step's forward pass for the backward one. A
+# larger one is transformed again: at SD 1.5's size all of them together are 5 GiB, several pictures' worth
+# of activations.
+KEPT_UP_TO = 2**20
 # Positions in one set of products: larger pictures go through it in bands of rows, so that intermediates, six
 # times the size of the input, do not set the peak memory.
 BAND = 2**15
@@ -72,7 +76,9 @@ def conv2d(
     """
     form = choose_form(x.shape, kernel.shape, x.dtype, strides, padding, prepared is not None)
     if form == "winograd":
-        return _winograd(x, kernel, winograd_kernel(kernel) if prepared is None else prepared)
+        if prepared is None and kernel.size <= KEPT_UP_TO:
+            prepared = winograd_kernel(kernel)
+        return _winograd(x, kernel, prepared)
     if form == "columns":
         return _columns(x, kernel, strides, padding)
     return _direct(x, kernel, strides, padding)
@@ -141,8 +147,8 @@ def _columns(x, kernel, strides, padding):
 
 @jax.custom_vjp
 def _winograd(x, kernel, prepared):
-    del kernel  # only its gradient is of interest
-    return _in_bands(x, prepared, flipped=False)
+    # Of a kernel that is prepared only the gradient is of interest.
+    return _in_bands(x, _prepared_for(x, kernel) if prepared is None else prepared, flipped=False)
 
 
 def _winograd_forward(x, kernel, prepared):
@@ -151,7 +157,7 @@ def _winograd_forward(x, kernel, prepared):
 
 def _winograd_backward(saved, dy):
     x, kernel, prepared = saved
-    dx = _in_bands(dy, prepared, flipped=True)
+    dx = _in_bands(dy, _prepared_for(dy, kernel) if prepared is None else prepared, flipped=True)
     positions = math.prod(x.shape[:3])
     if GRADIENT_FROM <= positions <= BAND:
         tiles = lax.dot_general(_spread(x), _spread_gradient(dy), (((1,), (1,)), ((0,), (0,))))
@@ -160,6 +166,15 @@ def _winograd_backward(saved, dy):
         plain = _columns if positions < GRADIENT_FROM else _direct
         dkernel = jax.vjp(lambda k: plain(x, k, 1, ((1, 1), (1, 1))), kernel)[1](dy)[0]
     return dx, dkernel, None
+
+
+def _prepared_for(x, kernel):
+    """A kernel's transform that is made when ``x`` is there, and anew for each x.
+
+    XLA for CPUs makes what waits for nothing as early as it can, and all that is alike once, whatever
+    barriers there are: every kernel's transform would be held from a step's beginning to its end.
+    """
+    return winograd_kernel(kernel + 0 * x[0, 0, 0, 0])
 
 
 # Plain autodiff of the tiling scatters every tile back one tap at a time. This rule makes the input's
