@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # What is tuned: a part of the UNet (encoder, decoder, mid, full, cross_attention, ...) by a rule (train,
     # lora:RANK, offset:RANK), or a list of rules, "REGEX RULE; REGEX RULE", of which the first that matches
     # decides.
-    config.partition = "full"  # docs/attributes.md has what the encoder alone does on the bundled base
+    config.partition = "decoder"  # docs/attributes.md: what other parts do on the bundled base
     config.rule = "train"
     config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
     # At which what was tuned acts in sampling: form comes first. What is to be exported acts at (0, 1000).

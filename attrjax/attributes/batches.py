@@ -52,12 +52,10 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
     # Weights are arguments: as constants each program, and each compiled file of one, would hold a copy.
     weights = jax.device_put({"vae": vae.params, "encoder": encoder.params})
 
-    @functools.partial(jax.jit, compiler_options=quick())
     def encode(weights: Any, pictures: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h2 w2 c"]:
         moments: Any = vae.module.apply({"params": weights["vae"]}, pictures, method="encode")
         return scale_latents(moments.sample(key), *latent_scale(pipeline))
 
-    @functools.partial(jax.jit, compiler_options=quick())
     def draw(
         weights: Any,
         key: Array,
@@ -83,7 +81,8 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
         }
         return batch, pair.drawn
 
-    return Tools(functools.partial(encode, weights), functools.partial(draw, weights))
+    compiled = functools.partial(jax.jit, compiler_options=quick())
+    return Tools(functools.partial(compiled(encode), weights), functools.partial(compiled(draw), weights))
 
 
 def batches(
