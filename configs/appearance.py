@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from attrjax.arguments import exchanged
 
-# All in which it differs from configs/shape.py, whose ``other`` this is.
+# What it sets for itself beside configs/shape.py, whose ``other`` this is.
 RECIPE: dict[str, Any] = {
     "attribute": "appearance",
     "placeholder": "<appearance>",

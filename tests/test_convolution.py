@@ -155,6 +155,15 @@ def test_transforms_of_large_kernels_are_not_kept_for_the_backward_pass(monkeypa
     assert workspace(kernels[0].size) - workspace(0) > 3 * transform
 
 
+def test_a_row_that_is_not_finite_does_not_reach_the_others(monkeypatch):
+    monkeypatch.setattr(convolution, "KEPT_UP_TO", 0)
+    x, kernel = _case((2, 16, 24, 32), 32)
+    for value in (jnp.nan, jnp.inf):
+        got, pull = jax.vjp(lambda x: conv2d(x, kernel, padding=SAME), x.at[0].set(value))
+        assert not np.isfinite(got[0]).any() and _error(got[1], _exact(x, kernel)[1]) < 2e-6
+        assert np.isfinite(pull(got.at[0].set(value))[0][1]).all()
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_second_derivatives(large, monkeypatch):
     if large:
