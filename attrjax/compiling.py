@@ -1,6 +1,36 @@
-"""How hard a backend's compiler tries."""
+"""How programs are compiled: how hard, before they are needed, and what they will take."""
+
+from typing import Any, NamedTuple
 
 import jax
+
+# Dense bfloat16 operations in a second, as the makers publish them (cloud.google.com/tpu/docs, NVIDIA's data
+# sheets, without sparsity), by how jax calls the device; the first that a name begins with.
+PEAKS = {
+    "TPU v6": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+}
+
+
+class Cost(NamedTuple):
+    """What a compiled program takes of each device.
+
+    Attributes:
+        operations: floating-point ones, as XLA counts those of what it compiled, so with all that is made
+            again (``remat``); 0 where it does not say.
+        arguments: bytes of what it reads.
+        workspace: bytes that it needs besides, and for what it gives beyond the arguments that it uses up.
+    """
+
+    operations: float
+    arguments: int
+    workspace: int
 
 
 def quick() -> dict[str, int] | None:
@@ -13,3 +43,20 @@ def quick() -> dict[str, int] | None:
     is left alone.
     """
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+
+def cost_of(program: jax.stages.Compiled) -> Cost:
+    """What a program takes, as its compiler says."""
+    operations: Any = program.cost_analysis() or {}
+    memory = program.memory_analysis()
+    if memory is None:
+        return Cost(operations.get("flops", 0.0), 0, 0)
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Cost(
+        operations.get("flops", 0.0), memory.argument_size_in_bytes, memory.temp_size_in_bytes + max(0, made)
+    )
+
+
+def peak_of(device: jax.Device) -> float | None:
+    """Dense bfloat16 operations in a second, where they are known."""
+    return next((peak for name, peak in PEAKS.items() if device.device_kind.startswith(name)), None)

@@ -8,14 +8,24 @@ import jax
 from absl import logging
 from jaxtyping import Array, Key, PyTree
 
-from attrjax.parallel.mesh import make_mesh, on_host
+from attrjax.parallel.mesh import batch_shapes, make_mesh, on_host, state_shapes
+from attrjax.prefetch import beside
 from attrjax.runs import check_run, use_compile_cache, write_record
-from attrjax.training import LossFn, TrainState, init_state, make_optimizer, make_step, train
+from attrjax.training import (
+    LossFn,
+    StepFn,
+    TrainState,
+    first_state,
+    init_state,
+    make_optimizer,
+    make_step,
+    train,
+)
 
 # What a run's root key is folded with for the keys of its steps; callers fold it with small numbers.
 STEPS = 2**32 - 1
 # What may differ in a run that goes on. With other steps the rate falls along another curve from there.
-MAY_CHANGE = ("steps", "max_seconds", "log_every", "save_every", "cache_dir", "mesh")
+MAY_CHANGE = ("steps", "max_seconds", "log_every", "save_every", "cache_dir", "mesh", "profile")
 
 
 def begin(config: Mapping[str, Any], workdir: str, resume: bool) -> tuple[Path, Key[Array, ""]]:
@@ -30,6 +40,41 @@ def begin(config: Mapping[str, Any], workdir: str, resume: bool) -> tuple[Path, 
     return Path(workdir), jax.random.key(config["seed"])
 
 
+def compile_early(
+    config: Mapping[str, Any],
+    root: Key[Array, ""],
+    params: PyTree,
+    loss_fn: LossFn,
+    batch_like: Callable[[], PyTree],
+    *,
+    frozen: PyTree = None,
+) -> Callable[[], StepFn]:
+    """Begin to compile the step of ``fit`` in another thread, beside what is made before training.
+
+    Args:
+        config, root, params, loss_fn, frozen: of ``fit``.
+        batch_like: gives the shapes of a batch with all its rows; called in that thread.
+
+    Returns:
+        ``step_fn`` of ``fit``.
+    """
+    mesh = make_mesh(**config["mesh"])
+    optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
+    step_fn = make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"])
+
+    def make() -> StepFn:
+        state = jax.eval_shape(lambda: first_state(params, optimizer, ema=config["ema_decay"] > 0))
+        step_fn.lower(
+            state_shapes(mesh, state),
+            batch_shapes(mesh, batch_like()),
+            jax.random.fold_in(root, STEPS),
+            state_shapes(mesh, frozen),
+        ).compile()
+        return step_fn
+
+    return beside(make).result
+
+
 def fit(
     config: Mapping[str, Any],
     directory: Path,
@@ -41,17 +86,19 @@ def fit(
     frozen: PyTree = None,
     every: tuple[int, Callable[[int, TrainState], bool | None]] | None = None,
     until: int | None = None,
+    step_fn: Callable[[], StepFn] | None = None,
 ) -> PyTree | None:
     """Train as the config says.
 
     Args:
         config: ``steps``, ``optimizer`` (arguments of ``make_optimizer``), ``ema_decay``, ``mesh``
-            (arguments of ``make_mesh``), ``log_every``, ``save_every``, ``max_seconds`` (0 is no limit). With
-            ``ema_decay`` 0 there is no moving average.
+            (arguments of ``make_mesh``), ``log_every``, ``save_every``, ``max_seconds`` (0 is no limit),
+            ``profile``. With ``ema_decay`` 0 there is no moving average.
         directory, root: of ``begin``.
         params: to begin with.
         loss_fn, batch_at, frozen, every: as in ``training.train``.
         until: the last step, where ``every`` has ended the run before; None for ``steps``.
+        step_fn: of ``compile_early`` with the same; None to compile when the first batch is there.
 
     Returns:
         the moving average of the parameters at the end, or without one the parameters; None where the time
@@ -61,7 +108,7 @@ def fit(
     optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
     result = train(
         init_state(params, optimizer, mesh, ema=config["ema_decay"] > 0),
-        make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"]),
+        step_fn() if step_fn else make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"]),
         batch_at,
         root_key=jax.random.fold_in(root, STEPS),
         steps=until or config["steps"],
@@ -71,6 +118,7 @@ def fit(
         log_every=config["log_every"],
         save_every=config["save_every"],
         max_seconds=config["max_seconds"] or None,
+        profile=config["profile"],
         every=every,
     )
     if not result.finished:

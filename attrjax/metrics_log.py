@@ -18,6 +18,9 @@ class MetricsLog:
     """``metrics.jsonl`` and TensorBoard's events of a run that is at some step.
 
     Lines of later steps, and one that was cut off, are removed: these steps will be made again.
+
+    Attributes:
+        rates: amounts of which each step has as much, by what they are called in a second.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -29,17 +32,19 @@ class MetricsLog:
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self.start = self.time = time.monotonic()
         self.step = step
+        self.rates = {"steps_per_second": 1.0}
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.monotonic()
-        pace = round((step - self.step) / max(now - self.time, 1e-9), 4)
-        timings = {"seconds": round(now - self.start, 3), "steps_per_second": pace}
+        pace = (step - self.step) / max(now - self.time, 1e-9)
+        rates = {name: round(amount * pace, 4) for name, amount in self.rates.items()}
         self.step, self.time = step, now
         # JSON has no word for what is not finite.
         plain = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **plain, **timings}) + "\n")
+        line = {"step": step, **plain, "seconds": round(now - self.start, 3), **rates}
+        self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        for name, value in {**values, "steps_per_second": pace}.items():
+        for name, value in {**values, **rates}.items():
             self.board.add_scalar(name, value, step)
 
     def flush(self) -> None:

@@ -1,9 +1,23 @@
-"""Batches that are made while the device works."""
+"""What is made in other threads while this one works."""
 
 import queue
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def beside(make: Callable[[], T]) -> Future[T]:
+    """What a function gives, made in another thread; its errors are raised where the result is asked for.
+
+    A program that ends before waits for it.
+    """
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(make)
+    pool.shutdown(wait=False)
+    return future
 
 
 def in_background(fetch: Callable[[int], Any], items: range, ahead: int) -> Generator[Any]:

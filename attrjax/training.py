@@ -25,11 +25,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Key, PyTree
 from tqdm import tqdm
 
-from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
-from attrjax.compiling import quick
+from attrjax.checkpoints.training import CHECKPOINTS, open_checkpoints, restore_newest, save_checkpoint
+from attrjax.compiling import Cost, cost_of, peak_of, quick
 from attrjax.metrics_log import MetricsLog
 from attrjax.parallel.mesh import place_batch, place_state, shard_state, traced_for
 from attrjax.prefetch import in_background
+from attrjax.profiling import profiled
 
 EXIT_SAVED = 42  # a run that was told to stop has saved its state, and goes on when it is started again
 # How many steps the host runs ahead of the device: enough to keep it busy, few enough that the bar, the time
@@ -39,6 +40,8 @@ AHEAD = 2
 Metrics = Mapping[str, Float[Array, ""]]
 # loss_fn(params, batch, key) or, where there are frozen weights, loss_fn(params, batch, key, frozen)
 LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
+# step(state, batch, root_key, frozen) -> (state, metrics), of ``jax.jit``
+StepFn = jax.stages.Wrapped
 
 
 class TrainState(NamedTuple):
@@ -131,7 +134,7 @@ def first_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema:
 
 def make_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema_decay: float = 0.9999
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> StepFn:
     """The train step, ``step(state, batch, root_key, frozen=None) -> (state, metrics)``, compiled.
 
     Its state is used up: only the one that it returns can be used. ``frozen`` is neither differentiated nor
@@ -218,7 +221,7 @@ def as_floats(step: int, metrics: Metrics) -> dict[str, float]:
 
 def train(
     state: TrainState,
-    step_fn: Callable[..., tuple[TrainState, Metrics]],
+    step_fn: StepFn,
     batch_at: Callable[[int], PyTree],
     *,
     root_key: Key[Array, ""] | None,
@@ -232,6 +235,7 @@ def train(
     keep: int = 2,
     prefetch: int = 2,
     max_seconds: float | None = None,
+    profile: tuple[int, int] = (0, 0),
     on_save: Callable[[int, TrainState], None] | None = None,
     every: tuple[int, Callable[[int, TrainState], bool | None]] | None = None,
     read: Callable[[int, Metrics], dict[str, float]] = as_floats,
@@ -262,6 +266,7 @@ def train(
         prefetch: how many batches may wait on the device.
         max_seconds: stop at the end of the step in which this time is over (with several processes, of one
             with a line of metrics), save, and return; saving comes on top. None for no limit.
+        profile: the first and the last step that XProf's trace in ``profile`` is of; (0, 0) for none.
         on_save: called with step and state when a save has begun.
         every: (n, function of step and state), called after every n steps, before a save. Where it returns
             True, on all processes alike, the step is saved and training ends. Functions must not keep the
@@ -276,9 +281,11 @@ def train(
     """
     if min(steps, log_every, save_every, prefetch) < 1:
         raise ValueError(f"{steps=}, {log_every=}, {save_every=} and {prefetch=} must be 1 or more")
+    if tuple(profile) != (0, 0) and not 0 < profile[0] <= profile[1]:
+        raise ValueError(f"profile={tuple(profile)} must be a first and a last step from 1, or (0, 0)")
     start_time, workdir = time.monotonic(), Path(workdir)
     several, first = jax.process_count() > 1, jax.process_index() == 0
-    manager = open_checkpoints(workdir / "checkpoints", keep=keep)
+    manager = open_checkpoints(workdir / CHECKPOINTS, keep=keep)
     log: MetricsLog | None = None
     try:
         state, saved = restore_newest(manager, state)
@@ -313,10 +320,16 @@ def train(
 
         batches = in_background(lambda step: place_batch(mesh, batch_at(step)), range(start, steps), prefetch)
         bar = tqdm(total=steps, initial=start, unit="step", leave=False, delay=0.001, disable=not first)
-        with bar, closing(batches), told_to_stop(several) as told:
+        trace = profiled(workdir / "profile", *profile, settle=lambda: settle(0))
+        with bar, closing(batches), told_to_stop(several) as told, trace as traced:
             for step, batch in zip(range(start + 1, steps + 1), batches, strict=True):
-                state, metrics = step_fn(state, batch, root_key, frozen)
-                waiting.append((step, metrics))
+                if step == start + 1:
+                    cost = cost_of(step_fn.lower(state, batch, root_key, frozen).compile())
+                    if log:
+                        log.rates |= told_of(cost)
+                with traced(step):
+                    state, metrics = step_fn(state, batch, root_key, frozen)
+                    waiting.append((step, metrics))
                 settle(AHEAD)
                 if step == start + 1:
                     bar.unpause()  # so that the time left does not count compilation
@@ -349,6 +362,22 @@ def train(
         if log:
             log.close()
         manager.close()  # waits for a save that is under way
+
+
+def told_of(cost: Cost) -> dict[str, float]:
+    """Say what a step takes before the first one is made, and give what of it is to be logged as a rate.
+
+    ``mfu`` is the share of the device's dense bfloat16 peak, where that is known; with ``remat`` operations
+    that are made again count, too.
+    """
+    gib = 2.0**30
+    logging.info(
+        "a step, on each device: %.3g TFLOP, %.2f GiB of arguments, %.2f GiB of workspace",
+        *(cost.operations / 1e12, cost.arguments / gib, cost.workspace / gib),
+    )
+    peak = peak_of(jax.local_devices()[0])
+    rates = {"tflops_per_second": cost.operations / 1e12}
+    return rates | ({"mfu": cost.operations / peak} if peak else {})
 
 
 @contextmanager

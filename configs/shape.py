@@ -118,6 +118,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.mesh = ConfigDict({"concept": -1, "data": 1, "fsdp": 1})
     config.log_every = 10
     config.save_every = 50
+    config.keep_checkpoints = False  # behind the end, so that the run can be made longer
     config.max_seconds = 0  # stop and save after this time; 0 is no limit
+    config.profile = (0, 0)  # the first and the last step of a trace for XProf; (0, 0) for none
     config.cache_dir = "~/.cache/attrjax/jit"  # compiled programs are kept here; "" for nowhere
     return config

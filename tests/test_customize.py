@@ -12,9 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
 from attrjax.attributes import batches as batching
+from attrjax.attributes import customize as customization
 from attrjax.attributes import learner
 from attrjax.attributes.apply import apply_attributes
-from attrjax.attributes.batches import make_tools, prior
+from attrjax.attributes.batches import batch_like, make_tools, prior
 from attrjax.attributes.conditioning import context_of
 from attrjax.attributes.customize import customize
 from attrjax.attributes.export import export
@@ -33,6 +34,7 @@ from attrjax.attributes.probing import read_probes
 from attrjax.checkpoints.attribute import load_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.data.prompts import text_encoder, tokenize
+from attrjax.parallel.mesh import batch_shapes, make_mesh, place_batch
 from attrjax.sample import sample
 from configs import appearance, faithful, shape
 from configs import export as export_config
@@ -48,10 +50,13 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope="module")
 def learned(small_base, reference, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "shape"
-    customize(
-        small(shape.get_config(), small_base, reference, partition="encoder", crossed=0.5), str(workdir)
-    )
+    customize(recipe_of(small_base, reference), str(workdir))
     return workdir
+
+
+def recipe_of(small_base, reference):
+    changes = {"partition": "encoder", "crossed": 0.5, "keep_checkpoints": True}
+    return small(shape.get_config(), small_base, reference, **changes)
 
 
 def test_a_run_leaves_a_file_a_page_and_what_was_measured(learned):
@@ -152,10 +157,11 @@ def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, reference, tmp_path):
     # As after a kill between the last measurement and its checkpoint; and once from the beginning.
-    config = small(shape.get_config(), small_base, reference, partition="encoder", crossed=0.5)
+    config = recipe_of(small_base, reference)
     again = tmp_path / "again"
     shutil.copytree(learned, again)
     shutil.rmtree(again / "checkpoints/2")
+    (again / "index.html").unlink()
     if best_of(read_probes(again)).step == 2:
         (again / "attribute.safetensors").unlink()
     customize(config, str(again), resume=True)
@@ -167,6 +173,54 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, refere
     customize(config, str(again))
     assert (again / "probes.jsonl").read_text() == (learned / "probes.jsonl").read_text()
     assert (again / name).read_bytes() == (learned / name).read_bytes()
+
+
+def test_a_run_that_has_ended_has_nothing_left_to_do(learned, small_base, reference, tmp_path, monkeypatch):
+    """Its checkpoints are the most of what it wrote, and are dropped unless they are asked for."""
+    config = recipe_of(small_base, reference)
+    config.keep_checkpoints, config.prior.count, config.crossed = False, 0, 0.0
+    customize(config, str(tmp_path))
+    assert (learned / "checkpoints").exists() and not (tmp_path / "checkpoints").exists()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    config.steps = 4
+    with pytest.raises(
+        ValueError, match="has ended, of 2 steps, and its checkpoints are dropped: take another"
+    ):
+        customize(config, str(tmp_path), resume=True)
+    config.update({"steps": 2, "seed": 1})
+    with pytest.raises(ValueError, match="had another config: seed was 0, is 1"):
+        customize(config, str(tmp_path), resume=True)
+    config.seed = 0
+    monkeypatch.setattr(customization, "load_base", None)
+    customize(config, str(tmp_path), resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_kept_its_checkpoints_can_be_made_longer(learned, small_base, reference, tmp_path):
+    shutil.copytree(learned, tmp_path / "run")
+    config = recipe_of(small_base, reference)
+    config.steps = 3
+    customize(config, str(tmp_path / "run"), resume=True)
+    assert [one.step for one in read_probes(tmp_path / "run")] == [1, 2, 3]
+    assert read_probes(tmp_path / "run")[:2] == read_probes(learned)
+
+
+@pytest.mark.parametrize("changes", [{}, {"prior.count": 0}, {"pairs": "whole"}, {"fusion": "cross"}])
+def test_the_step_is_compiled_for_the_batches_that_come(changes, small_base, reference):
+    """Otherwise it would be compiled again when the first of them is there."""
+    config = small(shape.get_config(), small_base, reference, batch_size=4)
+    config.update_from_flattened_dict(changes)
+    base = load_base(config)
+    one, root, mesh = (
+        make_learner(config, base),
+        jax.random.key(0),
+        make_mesh(data=1, devices=jax.devices()[:1]),
+    )
+    tools = make_tools(config, base.pipeline)
+    batch = batching.batches(config, one, root, tools, prior(config, base, tools, root))(0)
+    placed, shapes = place_batch(mesh, batch), batch_shapes(mesh, batch_like(config, one, tools))
+    told = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), placed)
+    assert told == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes)
 
 
 def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ import optax
 import pytest
 
 from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
+from attrjax.compiling import Cost, cost_of, peak_of
 from attrjax.metrics_log import METRICS
 from attrjax.parallel.mesh import make_mesh
 from attrjax.prefetch import in_background
-from attrjax.training import EXIT_SAVED, init_state, make_optimizer, make_step, train
+from attrjax.training import EXIT_SAVED, init_state, make_optimizer, make_step, told_of, train
 
 ROOT = Path(__file__).parent.parent
 STEPS = 60
@@ -73,7 +75,7 @@ def digest(state):
 def lines(workdir):
     """The lines of metrics without timings."""
     read = [json.loads(line) for line in (workdir / METRICS).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "steps_per_second")} for line in read]
+    return [{k: v for k, v in line.items() if k != "seconds" and "per_second" not in k} for line in read]
 
 
 def start_elsewhere(workdir, pause):
@@ -241,6 +243,50 @@ def test_what_is_found_may_end_it(tmp_path):
     result = run(tmp_path, steps=20, every=(4, lambda step, state: step == 8))
     assert result.finished and (result.step, int(result.state.step)) == (8, 8)
     assert open_checkpoints(tmp_path / "checkpoints").latest_step() == 8
+
+
+def test_what_a_step_takes_is_said_before_the_first(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        run(tmp_path, steps=4)
+    (said,) = [record.getMessage() for record in caplog.records if "TFLOP" in record.getMessage()]
+    assert said.startswith("a step, on each device: ") and "GiB of workspace" in said
+    rates = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert all("mfu" not in line and line["tflops_per_second"] >= 0 for line in rates)  # a CPU's peak varies
+
+
+def test_a_program_s_operations_and_bytes_are_its_compiler_s():
+    a, b = np.zeros((64, 128), np.float32), np.zeros((128, 32), np.float32)
+    cost = cost_of(jax.jit(lambda a, b: a @ b).lower(a, b).compile())
+    assert cost.operations == 2 * 64 * 128 * 32
+    assert cost.arguments == a.nbytes + b.nbytes and cost.workspace >= 64 * 32 * 4
+    # What a program gives takes no memory where it takes the place of an argument.
+    used_up = jax.jit(lambda a: a + 1, donate_argnums=0).lower(a).compile()
+    assert cost_of(used_up).workspace < a.nbytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"), [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("NVIDIA H100 80GB HBM3", 989e12)]
+)
+def test_the_share_of_the_peak_is_known_of_accelerators(kind, peak, monkeypatch):
+    device = SimpleNamespace(device_kind=kind)
+    assert peak_of(device) == peak
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert told_of(Cost(peak / 4, 0, 0))["mfu"] == 0.25
+    assert peak_of(jax.devices()[0]) is None
+
+
+def test_steps_are_traced_where_it_is_asked_for(whole, tmp_path):
+    run(tmp_path / "run", profile=(3, 4))
+    (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    assert lines(tmp_path / "run") == lines(whole[0])
+    assert not (whole[0] / "profile").exists()
+    # A run that stops between the two leaves what it has, and another can be traced behind it.
+    run(tmp_path / "shorter", steps=4, profile=(3, 9))
+    assert len(list((tmp_path / "shorter/profile").rglob("*.xplane.pb"))) == 1
+    for wrong in ((4, 3), (0, 3)):
+        with pytest.raises(ValueError, match="must be a first and a last step from 1"):
+            run(tmp_path / "wrong", profile=wrong)
 
 
 def one_device_step(loss, optimizer, params, **options):

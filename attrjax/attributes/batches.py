@@ -33,10 +33,12 @@ class Tools(NamedTuple):
         encode: (pictures [b, H, W, 3] in [-1, 1], key) to latents.
         draw: (key, picture, mask, what the last pairs' targets are of) to a batch's rows of pairs, and what
             was drawn of them.
+        draw_shapes: the same without values, and without compiling anything.
     """
 
     encode: Callable[..., Float[Array, "b h w c"]]
     draw: Callable[..., tuple[dict[str, Array], Any]]
+    draw_shapes: Callable[..., tuple[dict[str, jax.ShapeDtypeStruct], Any]]
 
 
 def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
@@ -82,7 +84,11 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
         return batch, pair.drawn
 
     compiled = functools.partial(jax.jit, compiler_options=quick())
-    return Tools(functools.partial(compiled(encode), weights), functools.partial(compiled(draw), weights))
+    return Tools(
+        encode=functools.partial(compiled(encode), weights),
+        draw=functools.partial(compiled(draw), weights),
+        draw_shapes=functools.partial(jax.eval_shape, draw, weights),
+    )
 
 
 def batches(
@@ -135,6 +141,19 @@ def batches(
         return {**batch, "ids": ids, "places": places_of(ids, word.ids)}
 
     return batch_at
+
+
+def batch_like(config: Mapping[str, Any], learner: Learner, tools: Tools) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what ``batches`` gives, before anything is drawn."""
+    reference, word = learner.reference, learner.word
+    drawn, _ = tools.draw_shapes(jax.random.key(0), reference.picture, reference.mask)
+    more = config["prior"]["rows"] if config["prior"]["count"] else 0
+    rows, *rest = drawn["latents"].shape
+    latents = jax.ShapeDtypeStruct((rows + more, *rest), drawn["latents"].dtype)
+    length = learner.pipeline.text_encoder.module.max_position_embeddings
+    ids = tokenize(word.tokenizer, [word.text] * (rows + more), length)
+    said = jax.eval_shape(lambda: {"ids": jnp.asarray(ids), "places": jnp.asarray(places_of(ids, word.ids))})
+    return {**drawn, "latents": latents, **said}
 
 
 def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, ""]) -> dict[str, Any] | None:

@@ -6,9 +6,12 @@ steps pictures are made with and without what was learned, and what they have of
 step is kept. Of a list of pictures ``many`` learns all of them side by side.
 """
 
+import functools
+import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,9 +19,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Key
 
-from attrjax.attributes.batches import batches, make_tools, prior
+from attrjax.attributes.batches import Tools, batch_like, batches, make_tools, prior
 from attrjax.attributes.learner import (
     Base,
+    Learner,
     begun_of,
     check_config,
     first_params,
@@ -33,16 +37,18 @@ from attrjax.attributes.probing import (
     Run,
     ended,
     finish,
+    is_made,
     look,
     look_first,
     open_run,
     pictures_before,
     read_probes,
 )
-from attrjax.fit import begin, fit
+from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
+from attrjax.fit import MAY_CHANGE, begin, compile_early, fit
 from attrjax.parallel.mesh import own_rows
-from attrjax.runs import timed
-from attrjax.training import TrainState
+from attrjax.runs import RECORD, check_run, timed
+from attrjax.training import LossFn, StepFn, TrainState
 
 
 def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
@@ -51,7 +57,8 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     With 0 steps nothing is tuned: the file holds what the base's own filter recognizes in the reference.
 
     The run directory also gets ``index.html``, which shows what was learned, ``probes.jsonl`` with what was
-    measured, and what every training run has. With ``resume`` it goes on from the newest checkpoint.
+    measured, and what every training run has. With ``resume`` it goes on from the newest checkpoint; a run
+    that has ended drops its checkpoints unless ``config.keep_checkpoints``, and then has nothing left to do.
     ``config.references`` names a list of pictures: ``many.customize_list`` says what comes of them.
 
     Raises:
@@ -62,6 +69,8 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     check_config(config)
     if config["references"]:
         return customize_list(config, workdir, resume=resume)
+    if resume and _has_ended(config, Path(workdir)):
+        return logging.info("the run in %s has ended: see %s/index.html", workdir, workdir)
     timings: dict[str, float] = {}
     started = time.monotonic()
     with timed(timings, "load"):
@@ -69,29 +78,78 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         learner = make_learner(config, base)
     # What cannot be learned leaves no run behind that the next attempt would have to go on with.
     directory, root = begin(config, workdir, resume)
+    tuning = None
     if config["steps"]:
         logging.info("%s", "\n".join(describe(learner.partition)))
+        tuning = _ready(config, base, learner, root)
     with timed(timings, "before and after"):
         before = pictures_before(config, base.pipeline)
     run = open_run(config, base, learner, directory, before, timings)
     with timed(timings, "train and probe"):
         if jax.process_index() == 0:
             look_first(run, first_params(learner))
-        if config["steps"] and not _tune(run, base, root):
-            return
+        if tuning and not _tune(run, base, root, tuning):
+            return None
     if jax.process_index() == 0:
         finish(run, started)
+        if not config["keep_checkpoints"]:
+            drop_checkpoints(directory / CHECKPOINTS)
+    return None
 
 
-def _tune(run: Run, base: Base, root: Key[Array, ""]) -> bool:
+def _has_ended(config: Mapping[str, Any], directory: Path) -> bool:
+    """Whether the run in a directory has nothing left to do.
+
+    Raises:
+        ValueError: it had another config; or it is to have other steps, and has no checkpoints to go on from.
+    """
+    if not is_made(directory):
+        return False
+    check_run(directory, config, resume=True, may_change=MAY_CHANGE)
+    steps = json.loads((directory / RECORD).read_text())["config"]["steps"]
+    if config["steps"] == steps:
+        return True
+    if not (directory / CHECKPOINTS).exists():
+        raise ValueError(
+            f"the run in {directory} has ended, of {steps} steps, and its checkpoints are dropped: take "
+            "another --workdir, with --config.keep_checkpoints=True where it is to go on behind its end"
+        )
+    return False
+
+
+class Tuning(NamedTuple):
+    """What a learner is trained with.
+
+    Attributes:
+        tools: that draw batches.
+        loss_fn, frozen: of the step.
+        step_fn: of ``fit.compile_early``.
+    """
+
+    tools: Tools
+    loss_fn: LossFn
+    frozen: dict[str, Any]
+    step_fn: Callable[[], StepFn]
+
+
+def _ready(config: Mapping[str, Any], base: Base, learner: Learner, root: Key[Array, ""]) -> Tuning:
+    """Make the step, which is compiled while the first pictures are made."""
+    tools = make_tools(config, base.pipeline)
+    loss_fn = loss_of(config, learner)
+    frozen = frozen_of(config, learner) | {"begun": begun_of(learner)}
+    shapes = functools.partial(batch_like, config, learner, tools)
+    step_fn = compile_early(config, root, first_params(learner), loss_fn, shapes, frozen=frozen)
+    return Tuning(tools, loss_fn, frozen, step_fn)
+
+
+def _tune(run: Run, base: Base, root: Key[Array, ""], tuning: Tuning) -> bool:
     """Train, and look every few steps; false where the time was up before the end."""
     config, learner = run.config, run.learner
     with timed(run.timings, "prior, of that"):
-        tools = make_tools(config, learner.pipeline)
-        own = prior(config, base, tools, root)
+        own = prior(config, base, tuning.tools, root)
 
     several, first = jax.process_count() > 1, jax.process_index() == 0
-    batch_of = batches(config, learner, root, tools, own)
+    batch_of = batches(config, learner, root, tuning.tools, own)
 
     def look_at(step: int, state: TrainState) -> bool:
         # The first process looks and writes, and the others do as it says.
@@ -113,10 +171,11 @@ def _tune(run: Run, base: Base, root: Key[Array, ""]) -> bool:
         run.directory,
         root,
         first_params(learner),
-        loss_of(config, learner),
+        tuning.loss_fn,
         batch_at,
-        frozen=frozen_of(config, learner) | {"begun": begun_of(learner)},
+        frozen=tuning.frozen,
         every=(config["probe"]["every"], look_at),
         until=until or None,
+        step_fn=tuning.step_fn,
     )
     return trained is not None

@@ -36,19 +36,22 @@ from attrjax.attributes.probing import (
     Run,
     ended,
     finish,
+    is_made,
     last_probe,
     look_first,
     open_run,
     pictures_before,
     read_probes,
 )
+from attrjax.checkpoints.training import drop_checkpoints
 from attrjax.fit import STEPS, begin
 from attrjax.parallel.mesh import make_mesh
 from attrjax.parallel.start import together
-from attrjax.runs import RECORD, check_run, plain, timed, write_record
+from attrjax.runs import check_run, plain, timed, write_record
+from attrjax.training import StepFn
 
 # What may differ in a list's run that goes on. Other devices, or other steps, would be other stacks.
-MAY_CHANGE = ("max_seconds", "log_every", "save_every", "cache_dir")
+MAY_CHANGE = ("max_seconds", "log_every", "save_every", "cache_dir", "profile")
 
 
 class Workshop(NamedTuple):
@@ -70,7 +73,7 @@ class Workshop(NamedTuple):
     mesh: Mesh
     most: int
     tools: Tools
-    step_of: Callable[[Learner], Callable]
+    step_of: Callable[[Learner], StepFn]
     prior_of: Callable[[Mapping[str, Any]], Any]
     before_of: Callable[[Mapping[str, Any]], Any]
 
@@ -126,6 +129,9 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
         if not learn(shop_of(attribute), turn, directory, f"{STACKS}/{number}", started):
             logging.info("the time is up: go on with --resume")
             return
+        together(f"made {number}")
+        if jax.process_index() == 0 and not config["keep_checkpoints"]:
+            drop_checkpoints(directory / STACKS / str(number))
     together("learned")
     if jax.process_index() == 0:
         seconds = round(time.monotonic() - started, 3)
@@ -240,12 +246,6 @@ def digest_of(concepts: Sequence[Concept]) -> str:
         for concept in concepts
     ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
-
-
-def is_made(place: Path) -> bool:
-    """Whether a concept's directory has all that it is to have."""
-    record = place / RECORD
-    return record.exists() and "results" in json.loads(record.read_text()) and (place / "index.html").exists()
 
 
 def once(make: Callable[[Any], Any], key: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -19,7 +19,7 @@ from attrjax.attributes import stack
 from attrjax.attributes.concepts import Concept
 from attrjax.attributes.probing import Run, last_probe, look
 from attrjax.metrics_log import MetricsLog
-from attrjax.training import Result, TrainState, as_floats, train
+from attrjax.training import Result, StepFn, TrainState, as_floats, train
 
 
 class Turn(NamedTuple):
@@ -48,7 +48,7 @@ class Turn(NamedTuple):
     batch_of: Mapping[int, Callable[[int], dict[str, Any]]]
     own: Mapping[int, dict[str, np.ndarray]]
     ends: dict[int, int | None]
-    step_fn: Callable
+    step_fn: StepFn
     frozen: Any
     directory: Path
     deadline: float | None
@@ -140,6 +140,7 @@ def train_phase(turn: Turn, rows: stack.Rows, state: TrainState, first: int) -> 
             log_every=config["log_every"],
             save_every=config["save_every"],
             max_seconds=turn.deadline and max(0.0, turn.deadline - time.monotonic()),
+            profile=config["profile"],
             every=(every, look_at),
             read=read,
         )

@@ -20,7 +20,7 @@ from attrjax.attributes.report import write_report
 from attrjax.checkpoints.attribute import FILE_NAME, Attribute, as_stored, load_attribute, save_attribute
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.generate import Job, Settings, make_jobs, make_pictures
-from attrjax.runs import peak_memory, timed, write_record
+from attrjax.runs import RECORD, peak_memory, timed, write_record
 
 PROBES = "probes.jsonl"
 Pictures = UInt8[np.ndarray, "n h w 3"]
@@ -184,6 +184,12 @@ def finish(run: Run, started: float) -> tuple[dict[str, Any], Pictures]:
         *(best.step, best.gain, best.leakage, directory / FILE_NAME, size / 1e6),
     )
     return results, after
+
+
+def is_made(place: Path) -> bool:
+    """Whether a directory has all that ``finish`` leaves."""
+    record = place / RECORD
+    return record.exists() and "results" in json.loads(record.read_text()) and (place / "index.html").exists()
 
 
 def _jobs(config: Mapping[str, Any], word: str) -> list[Job]:

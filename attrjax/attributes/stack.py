@@ -11,7 +11,7 @@ program to compile, so there are as few of them as halvings, and less than half 
 stays on the device that it began on.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from jaxtyping import Array, Key, PyTree
 
 from attrjax.compiling import quick
 from attrjax.parallel.mesh import place_batch
-from attrjax.training import LossFn, Metrics, TrainState, first_state, make_optimizer, update
+from attrjax.training import LossFn, Metrics, StepFn, TrainState, first_state, make_optimizer, update
 
 Rows = list[list[int]]  # for each device of the mesh, in its order: the concepts of its rows
 CONCEPTS = PartitionSpec("concept")
@@ -30,7 +30,7 @@ CONCEPTS = PartitionSpec("concept")
 
 def make_stacked_step(
     loss_fn: LossFn, optimizer: Mapping[str, Any], mesh: Mesh, *, ema_decay: float
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> StepFn:
     """The train step of a stack, ``step(state, batch, root_key, frozen) -> (state, metrics)``, compiled.
 
     It is called as that of ``training.make_step`` is, and uses its state up. ``root_key`` is not used, for

@@ -1,6 +1,7 @@
 """Checkpoints of training: a directory for each step, written in the background, read back if undamaged."""
 
 import logging as python_logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+CHECKPOINTS = "checkpoints"  # their directory in that of a run
 CORRUPT = ".corrupt"
 
 
@@ -136,3 +138,13 @@ def _quarantine(directory: Path, step: int, error: Exception | None) -> None:
         logging.warning("checkpoint %d is damaged and is now %s: %s", step, target, reason)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"quarantine {step}")
+
+
+def drop_checkpoints(directory: Path) -> None:
+    """Remove checkpoints that nothing goes on from any more. What cannot be removed stays, with a warning."""
+
+    def tell(_: Any, path: str, error: Any) -> None:
+        logging.warning("%s cannot be removed, and is of no use any more: %s", path, error[1])
+
+    if directory.exists():
+        shutil.rmtree(directory, onerror=tell)

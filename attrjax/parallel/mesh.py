@@ -104,6 +104,26 @@ def place_state(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, shard_state(mesh, tree))
 
 
+def state_shapes(mesh: Mesh, tree: Any) -> Any:
+    """What ``place_state`` gives, without its values; of arrays or anything else with shape and type."""
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard_leaf(mesh, leaf.shape))
+
+    return jax.tree.map(shape, tree)
+
+
+def batch_shapes(mesh: Mesh, batch: Any) -> Any:
+    """What ``place_batch`` gives, without its values, of a batch with the rows of all processes."""
+    sharding, copied = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        where = sharding if leaf.shape else copied
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(shape, batch)
+
+
 def on_host(tree: Any) -> Any:
     """A train state, or parts of one, as numpy arrays. Every process gets all of it, and all have to ask."""
     if all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):

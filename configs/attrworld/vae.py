@@ -46,5 +46,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.log_every = 100
     config.save_every = 1000
     config.max_seconds = 0  # stop and save after this time; 0 is no limit
+    config.profile = (0, 0)  # the first and the last step of a trace for XProf; (0, 0) for none
     config.cache_dir = "~/.cache/attrjax/jit"
     return config

@@ -39,6 +39,7 @@ RECIPE = {
     "steps": STEPS,
     "batch_size": 2,
     "save_every": SAVE_EVERY,
+    "keep_checkpoints": True,
     "log_every": 1,
     "optimizer.warmup": 2,
     "prior.count": 0,
