@@ -161,11 +161,7 @@ def make_pictures(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """``generate`` for any list of jobs, a picture at a time."""
     mesh = None if mesh is None else devices_of(mesh)
-    low, high = settings.guidance_interval
-    if not 0 <= low < high <= MAX_TIMESTEP:
-        raise ValueError(
-            f"guidance_interval=({low}, {high}) must be (low, high) with 0 <= low < high <= {MAX_TIMESTEP}"
-        )
+    low, high = check_interval(settings.guidance_interval)
     sampler, schedule = choose_sampler(pipeline, settings)
     start = 0 if init_picture is None else start_index(settings.strength, settings.steps)
     evaluations = len(plan(schedule, settings.steps).timesteps)
@@ -227,6 +223,20 @@ def make_pictures(
             parts = latents.reshape(devices, size, *shape)
             rows = [decode_all(pipeline, parts[:, row], filled[row::size], mesh) for row in range(size)]
             yield from [rows[i % size][i // size] for i in range(len(batch))]
+
+
+def check_interval(interval: Sequence[int]) -> tuple[int, int]:
+    """Timesteps [low, high) at which guidance acts.
+
+    Raises:
+        ValueError: they are none.
+    """
+    low, high = interval
+    if not 0 <= low < high <= MAX_TIMESTEP:
+        raise ValueError(
+            f"guidance_interval=({low}, {high}) must be (low, high) with 0 <= low < high <= {MAX_TIMESTEP}"
+        )
+    return low, high
 
 
 def devices_of(mesh: Mesh) -> Mesh | None:

@@ -29,6 +29,7 @@ from attrjax.diffusion.steps import plan, start_index
 from attrjax.generate import (
     Job,
     Settings,
+    check_interval,
     choose_sampler,
     devices_of,
     is_stochastic,
@@ -78,7 +79,9 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
         learned = [load_attribute(path) for path in config["attributes"]]
-        pipeline, adapters, stages = with_attributes(pipeline, adapters, learned, config)
+        pipeline, adapters, stages, guided = with_attributes(pipeline, adapters, learned, config)
+    if not config["guidance_interval"]:
+        settings = settings._replace(guidance_interval=guided)
     if config["negative_attributes"]:
         said = [settings.negative_prompt] if settings.negative_prompt else []
         away = ", ".join([*said, *(other_said(one) for one in learned)])
@@ -166,6 +169,9 @@ def make_settings(config: Mapping[str, Any]) -> Settings:
     the base.
     """
     settings = Settings(**{name: config[name] for name in Settings._fields})
+    if not settings.guidance_interval:
+        settings = settings._replace(guidance_interval=Settings().guidance_interval)
+    check_interval(settings.guidance_interval)
     if not settings.guidance:
         # The bundled base was measured at 4; more makes its pictures grainy.
         settings = settings._replace(guidance=7.5 if config["base"] else 4.0)
@@ -225,7 +231,7 @@ def with_attributes(
 
     stages = [stage._replace(adapters=added(stage.adapters)) for stage in applied.stages]
     unet = added(applied.adapters.get("unet", {}))
-    return Applied(applied.pipeline, adapters | ({"unet": unet} if unet else {}), stages)
+    return applied._replace(adapters=adapters | ({"unet": unet} if unet else {}), stages=stages)
 
 
 def other_said(learned: Attribute) -> str:

@@ -128,16 +128,16 @@ def pictures_of(
     timesteps: Sequence[tuple[int, int]] | None = None,
     strengths: Sequence[float] | None = None,
     negative: str = "",
-    guided: tuple[int, int] = (0, 1000),
+    guided: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """A picture of each prompt and seed, with what was learned; where none are given, strengths are 1 and
-    timesteps the files' own. Guidance acts at the timesteps ``guided``.
+    timesteps the files' own, as are those at which guidance acts, ``guided``.
     """
     pairs = list(zip(learned, strengths or [1.0] * len(learned), strict=True))
-    tuned, adapters, stages = apply_attributes(pipeline, pairs, digest=digest, timesteps=timesteps)
+    tuned, adapters, stages, own = apply_attributes(pipeline, pairs, digest=digest, timesteps=timesteps)
     jobs = make_jobs(prompts, SEEDS)
     settings = Settings(
-        negative_prompt=negative, steps=20, guidance=4.0, guidance_interval=guided, batch_size=8
+        negative_prompt=negative, steps=20, guidance=4.0, guidance_interval=guided or own, batch_size=8
     )
     return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))
 

@@ -83,6 +83,7 @@ def main() -> None:
                             "probe.every": EVERY,
                             "timesteps": (0, 1000),
                             "sampling_timesteps": (0, 1000),
+                            "guidance_interval": (0, 1000),
                         }
                         source = given.out / "references" / f"{name}.png"
                         one = learn(path, source, attribute, changes)

@@ -41,26 +41,26 @@ from benchmark.attributes import (
 
 class Way(NamedTuple):
     """How an attribute acts: at timesteps [low, high), at a strength, with its ``negative_attributes``, with
-    guidance from a timestep up.
+    guidance from a timestep up, None for where its file says.
     """
 
     low: int
     high: int
     strength: float = 1.0
     negative: bool = False
-    guided: int = 0
+    guided: int | None = None
 
 
 ALONE = {
     "appearance": [
         *(Way(0, 1000), Way(0, 850), Way(0, 750), Way(0, 650)),
         *(Way(0, 750, 0.8), Way(0, 750, 1.2), Way(0, 750, 1.4), Way(0, 750, negative=True)),
-        *(Way(0, 750, guided=200), Way(0, 750, guided=400)),
+        *(Way(0, 750, guided=0), Way(0, 750, guided=450), Way(0, 750, guided=550), Way(0, 750, guided=650)),
     ],
     "shape": [
         *(Way(0, 1000), Way(200, 1000), Way(400, 1000)),
         *(Way(200, 1000, 0.8), Way(200, 1000, 1.2), Way(200, 1000, negative=True)),
-        Way(200, 1000, guided=200),
+        *(Way(200, 1000, guided=300), Way(200, 1000, guided=450), Way(200, 1000, guided=600)),
     ],
 }
 # Of the shape, and of the appearance.
@@ -71,7 +71,7 @@ COMPOSED = [
     (Way(200, 1000), Way(0, 750, 1.2)),
     (Way(400, 1000), Way(0, 750)),
     (Way(400, 1000), Way(0, 850)),
-    (Way(200, 1000, guided=200), Way(0, 750)),
+    (Way(200, 1000), Way(0, 750, guided=0)),
 ]
 PARTNERS = (1, 3)  # whose appearance a shape gets, counted from its own reference
 
@@ -114,15 +114,20 @@ def main() -> None:
                 made = pictures_in(pipeline, digest, [one], [way], prompts_for(attribute, one.word))
                 found.append(measured(judges, all_, index, attribute, made))
             means = [f"{100 * np.mean([row[name] for row in found]):.1f}" for name in MEASURES]
-            say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, way.guided, *means])
+            say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, told(way), *means])
     if len(learned) == len(ALONE):
         say(["shape", "appearance", "shape right", "appearance right", "both"])
         say(["---"] * 5)
         for ways in COMPOSED:
             shares = composed_in(pipeline, digest, judges, all_, learned, ways)
-            said = (f"{way.low} to {way.high} at {way.strength}, guided from {way.guided}" for way in ways)
+            said = (f"{way.low} to {way.high} at {way.strength}, guided from {told(way)}" for way in ways)
             say([*said, *(f"{100 * share:.1f}" for share in shares)])
     write_whole(given.out / "inference.md", ("\n".join(lines) + "\n").encode())
+
+
+def told(way: Way) -> int | str:
+    """From which timestep there is guidance, as tables say it."""
+    return "its own" if way.guided is None else way.guided
 
 
 def composed_in(
@@ -153,6 +158,7 @@ def pictures_in(
     prompts: Sequence[str],
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Pictures of prompts with attributes that act in ways of their own."""
+    guided = [way.guided for way in ways if way.guided is not None]
     away = ", ".join(other_said(one) for one, way in zip(learned, ways, strict=True) if way.negative)
     return pictures_of(
         pipeline,
@@ -162,7 +168,7 @@ def pictures_in(
         timesteps=[(way.low, way.high) for way in ways],
         strengths=[way.strength for way in ways],
         negative=away,
-        guided=(max(way.guided for way in ways), 1000),
+        guided=(max(guided), 1000) if guided else None,
     )
 
 

@@ -22,6 +22,7 @@ RECIPE: dict[str, Any] = {
     "filter": "appearance",
     "partition": "decoder",
     "sampling_timesteps": (0, 750),  # the base lays out the form before
+    "guidance_interval": (500, 1000),  # below, it takes fine patterns' second colour away
     "trained_as_sampled": True,  # and what the word says to it then is learned
     # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
     # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.

@@ -35,7 +35,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.steps = 30
     # Classifier-free guidance; 1 is none, and 0 what suits the base: 4 for the bundled one, 7.5 for others.
     config.guidance = preset["guidance"]
-    config.guidance_interval = (0, 1000)  # timesteps at which it acts: 1000 is noise, 0 the picture
+    # Timesteps (low, high) at which it acts, 1000 is noise and 0 the picture; () for what the attributes say,
+    # and without any for all.
+    config.guidance_interval = ()
     config.guidance_rescale = 0.0  # 0 to 1; about 0.7 for bases with a zero terminal SNR
     config.eta = 0.0  # 0 to 1: fresh noise in ddim
     config.height = preset["height"]  # pixels; 0 is the base's own size

@@ -69,7 +69,7 @@ def test_a_saved_attribute_makes_the_picture_that_it_made_before(base, tmp_path,
     assert (stored.vectors != attribute.vectors).any()  # which has more bits
     pictures = []
     for one in (attribute, read):
-        tuned, adapters, stages = apply_attributes(pipeline, [(one, 1.0)], digest=digest)
+        tuned, adapters, stages, _ = apply_attributes(pipeline, [(one, 1.0)], digest=digest)
         pictures.append(picture(tuned, "a red <it>", adapters))
     assert np.abs(pictures[0] - pictures[1]).mean() < 2  # what float16 loses
     assert np.abs(pictures[0] - picture(pipeline, "a red cat")).mean() > 4
@@ -148,6 +148,28 @@ def test_timesteps_that_are_no_range_are_refused(base, timesteps):
     attribute = learned(pipeline, digest, "<it>", "mid")
     with pytest.raises(ValueError, match="0 <= low < high <= 1000"):
         apply_attributes(pipeline, [(attribute, 1.0)], digest=digest, timesteps=[timesteps])
+
+
+def test_guidance_acts_where_all_attributes_have_it(base):
+    pipeline, digest = base
+    shape, look, early = (
+        learned(pipeline, digest, word, "mid")._replace(recipe=recipe)
+        for word, recipe in (
+            ("<s>", {"guidance_interval": [200, 900]}),
+            ("<a>", {"guidance_interval": [500, 1000]}),
+            ("<b>", {"guidance_interval": [0, 150]}),
+        )
+    )
+    old = learned(pipeline, digest, "<o>", "mid")  # its file says nothing of it
+
+    def interval(*pairs):
+        return apply_attributes(pipeline, pairs, digest=digest).guidance_interval
+
+    assert interval((old, 1.0)) == (0, 1000) and interval((shape, 1.0), (old, 1.0)) == (200, 900)
+    assert interval((shape, 1.0), (look, 0.5)) == (500, 900)
+    assert interval((shape, 1.0), (early, 0.0)) == (200, 900)
+    with pytest.raises(ValueError, match="<s> and <b> are to be guided at no timestep together"):
+        interval((shape, 1.0), (early, 1.0))
 
 
 def test_another_base_is_refused_unless_forced(base):

@@ -31,7 +31,7 @@ from attrjax.attributes.learner import (
 from attrjax.attributes.measure import best_of
 from attrjax.attributes.pair_prompts import prior_prompts
 from attrjax.attributes.probing import read_probes
-from attrjax.checkpoints.attribute import load_attribute
+from attrjax.checkpoints.attribute import load_attribute, save_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.data.prompts import text_encoder, tokenize
 from attrjax.parallel.mesh import batch_shapes, make_mesh, place_batch
@@ -241,6 +241,23 @@ def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
     config.update({"prompts": ("a <shape>",), "attribute_strengths": (1.0, 0.5)})
     with pytest.raises(ValueError, match="2 attribute_strengths for 1 attributes"):
         sample(config, str(tmp_path / "unequal"))
+
+
+def test_guidance_acts_where_a_file_says_unless_another_interval_is_given(learned, small_base, tmp_path):
+    """And what was measured of it was measured so."""
+    one = load_attribute(learned)
+    assert one.recipe["guidance_interval"] == [0, 1000]
+    save_attribute(tmp_path / "late", one._replace(recipe=one.recipe | {"guidance_interval": [600, 1000]}))
+    config = sample_config.get_config()
+    config.update({"base": str(small_base), "steps": 4, "seeds": (0,), "cache_dir": "", "guidance": 6.0})
+    config.update({"prompts": ("a red <shape>",), "attributes": (str(tmp_path / "late"),)})
+
+    def made(name, interval):
+        config.guidance_interval = interval
+        sample(config, str(tmp_path / name))
+        return next((tmp_path / name / "samples").glob("*.png")).read_bytes()
+
+    assert made("as-it-says", ()) == made("the-same", (600, 1000)) != made("everywhere", (0, 1000))
 
 
 def test_prompts_that_read_an_attribute_do_so_in_sampling_as_in_training(small_base, reference, tmp_path):

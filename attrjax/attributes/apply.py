@@ -27,11 +27,13 @@ class Applied(NamedTuple):
         adapters: bound adapters for ``generate``, of the first stage.
         stages: the UNet's weights and adapters by timestep, for ``generate``; empty where all timesteps have
             the same.
+        guidance_interval: the timesteps [low, high) at which guidance is to act, those of all attributes.
     """
 
     pipeline: Pipeline
     adapters: dict[str, Any]
     stages: list[Stage]
+    guidance_interval: tuple[int, int] = (0, MAX_TIMESTEP)
 
 
 def apply_attributes(
@@ -106,12 +108,30 @@ def apply_attributes(
         stages.append(Stage(low, *_changed(pipeline.unet.params, now)))
     unet = pipeline.unet._replace(params=stages[0].params)
     adapters = {"unet": stages[0].adapters} if stages[0].adapters else {}
-    return Applied(pipeline._replace(unet=unet), adapters, stages if len(stages) > 1 else [])
+    guided = [guidance_interval(attribute) for attribute, strength in attributes if strength]
+    low, high = (
+        max((one[0] for one in guided), default=0),
+        min((one[1] for one in guided), default=MAX_TIMESTEP),
+    )
+    if low >= high:
+        raise ValueError(
+            f"{' and '.join(words)} are to be guided at no timestep together ({guided}): use them apart, or "
+            "learn them with the same --config.guidance_interval"
+        )
+    return Applied(pipeline._replace(unet=unet), adapters, stages if len(stages) > 1 else [], (low, high))
 
 
 def sampling_timesteps(attribute: Attribute) -> tuple[int, int]:
     """The timesteps [low, high) at which an attribute's weights act, unless another range is asked for."""
     low, high = attribute.recipe.get("sampling_timesteps", (0, MAX_TIMESTEP))
+    return int(low), int(high)
+
+
+def guidance_interval(attribute: Attribute) -> tuple[int, int]:
+    """The timesteps [low, high) at which guidance acts beside an attribute, unless others are asked for
+    (Kynkaanniemi et al., NeurIPS 2024: guidance at low noise takes variety away).
+    """
+    low, high = attribute.recipe.get("guidance_interval", (0, MAX_TIMESTEP))
     return int(low), int(high)
 
 

@@ -71,7 +71,7 @@ def _save_base(config: Mapping[str, Any], pairs: list[tuple[Attribute, float]], 
     variant = config["variant"] or None
     base = find_base(base_or_bundled(config["base"]), variant)
     # A directory has one set of weights: what was tuned acts at all timesteps there.
-    pipeline, adapters, _ = apply_attributes(
+    pipeline, adapters, *_ = apply_attributes(
         load_pipeline(base, variant=variant),
         pairs,
         digest=weights_digest(base, variant),

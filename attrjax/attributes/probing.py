@@ -78,7 +78,7 @@ def pictures_before(config: Mapping[str, Any], pipeline: Pipeline) -> Pictures:
 def pictures_with(run: Run, attribute: Attribute) -> Pictures:
     """The same with what was learned, from the same noise."""
     learner = run.learner
-    tuned, adapters, stages = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
+    tuned, adapters, stages, _ = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
     jobs = _jobs(run.config, learner.word.text)
     made = make_pictures(tuned, jobs, _settings(run.config), adapters=adapters, stages=stages)
     return np.stack(list(made))
@@ -199,4 +199,5 @@ def _jobs(config: Mapping[str, Any], word: str) -> list[Job]:
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:
-    return Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
+    chosen = {name: config["probe"][name] for name in ("steps", "guidance", "batch_size")}
+    return Settings(**chosen, guidance_interval=tuple(config["guidance_interval"]))
