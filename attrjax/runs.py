@@ -135,6 +135,8 @@ def use_compile_cache(directory: str) -> None:
     path = Path(directory).expanduser() / f"{cores}-cores"
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     jax.config.update("jax_compilation_cache_dir", str(path))
+    # JAX keeps what took it a second; a start has dozens of programs that took less.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @contextmanager

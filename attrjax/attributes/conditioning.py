@@ -1,5 +1,6 @@
 """From a reference to the context that the UNet reads: encoder, filter, fusion, text encoder."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -95,12 +96,20 @@ def see(
         pictures: in [-1, 1], square.
         masks: in [0, 1].
     """
-    module = encoder.module
-    assert isinstance(module, CLIPVisionModel)
-    seen: Any = module.apply({"params": encoder.params}, preprocess((pictures + 1) / 2, module.image_size))
+    assert isinstance(encoder.module, CLIPVisionModel)
+    return _seen(encoder.params, encoder.module, pictures, masks)
+
+
+# Each of these is one program wherever it is called from, and not one for each of its operations.
+@functools.partial(jax.jit, static_argnames="module")
+def _seen(
+    params: Tree, module: CLIPVisionModel, pictures: Float[Array, "b h w 3"], masks: Float[Array, "b h w"]
+) -> tuple[Float[Array, "b n c"], Float[Array, "b n"]]:
+    seen: Any = module.apply({"params": params}, preprocess((pictures + 1) / 2, module.image_size))
     return patch_states(seen), patch_weight(masks, module.image_size // module.patch_size)
 
 
+@functools.partial(jax.jit, static_argnames=("filter_", "fusion"))
 def attribute_vectors(
     params: dict[str, Tree],
     filter_: nn.Module,

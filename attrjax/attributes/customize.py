@@ -47,7 +47,7 @@ from attrjax.attributes.probing import (
 from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
 from attrjax.fit import MAY_CHANGE, begin, compile_early, fit
 from attrjax.parallel.mesh import own_rows
-from attrjax.runs import RECORD, check_run, timed
+from attrjax.runs import RECORD, check_run, timed, use_compile_cache
 from attrjax.training import LossFn, StepFn, TrainState
 
 
@@ -71,6 +71,7 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         return customize_list(config, workdir, resume=resume)
     if resume and _has_ended(config, Path(workdir)):
         return logging.info("the run in %s has ended: see %s/index.html", workdir, workdir)
+    use_compile_cache(config["cache_dir"])
     timings: dict[str, float] = {}
     started = time.monotonic()
     with timed(timings, "load"):
