@@ -32,7 +32,14 @@ ENDS = (6, 10, 2, 4, 6)  # of these, each second one is measured; the fourth is 
 
 
 def concept(i):
-    config = {"steps": MADE[i], "seed": 10 + i, "probe": {"every": 2}, "save_every": 3, "log_every": 1}
+    config = {
+        "steps": MADE[i],
+        "seed": 10 + i,
+        "probe": {"every": 2},
+        "save_every": 3,
+        "log_every": 1,
+        "profile": (0, 0),
+    }
     config |= {"ema_decay": 0.9, "optimizer": OPTIMIZER}
     return Concept(f"c{i}", ConfigDict(config), f"list, line {i}")
 
