@@ -117,7 +117,6 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
     config = listed(smallest_base, pictures)
     config.references = str(tmp_path / "list.jsonl")
     config.prior.count = 0
-    config.keep_checkpoints = True
     config.other.update({"initial": "at", "filter": "mlp", "steps": 3, "crossed": 0.0})
     config.other.prior.count = 0
     config.other.probe.prompts = ("at {}",)
@@ -127,7 +126,6 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
     alone.update({name: appearance.RECIPE[name] for name in ("attribute", "placeholder", "partition")})
     for name in ("sampling_timesteps", "guidance_interval", "trained_as_sampled"):
         alone[name] = appearance.RECIPE[name]
-    alone.keep_checkpoints = True
     alone.draw = ConfigDict(appearance.RECIPE["draw"])
     alone.optimizer.update(appearance.RECIPE["optimizer"])
     alone.probe.prompts = ("at {}",)
@@ -167,7 +165,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(learned, smallest_base, pict
         for file in ("attribute.safetensors", "probes.jsonl"):
             assert (tmp_path / "run" / name / file).read_bytes() == (learned / name / file).read_bytes()
     # What was learned of all has no checkpoints left, and what is there in full is not made again.
-    assert not any((tmp_path / "run/stacks").iterdir())
+    assert (tmp_path / "run/stacks/0/0/metrics.jsonl").exists()
+    assert not list((tmp_path / "run/stacks").rglob("checkpoints"))
     monkeypatch.setattr(many, "learn", None)
     customize(listed(smallest_base, pictures), str(tmp_path / "run"), resume=True)
 

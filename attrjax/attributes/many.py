@@ -43,7 +43,7 @@ from attrjax.attributes.probing import (
     pictures_before,
     read_probes,
 )
-from attrjax.checkpoints.training import drop_checkpoints
+from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
 from attrjax.fit import STEPS, begin
 from attrjax.parallel.mesh import make_mesh
 from attrjax.parallel.start import together
@@ -131,7 +131,8 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
             return
         together(f"made {number}")
         if jax.process_index() == 0 and not config["keep_checkpoints"]:
-            drop_checkpoints(directory / STACKS / str(number))
+            for phase in list((directory / STACKS / str(number)).glob(f"*/{CHECKPOINTS}")):
+                drop_checkpoints(phase)
     together("learned")
     if jax.process_index() == 0:
         seconds = round(time.monotonic() - started, 3)
