@@ -1,21 +1,11 @@
-"""How programs are compiled: how hard, before they are needed, and what they will take."""
+"""How programs are compiled: how hard, and what they then take."""
 
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
-# Dense bfloat16 operations in a second, as the makers publish them (cloud.google.com/tpu/docs, NVIDIA's data
-# sheets, without sparsity), by how jax calls the device; the first that a name begins with.
-PEAKS = {
-    "TPU v6": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-}
+from attrjax.peaks import PEAKS
 
 
 class Cost(NamedTuple):
@@ -60,3 +50,19 @@ def cost_of(program: jax.stages.Compiled) -> Cost:
 def peak_of(device: jax.Device) -> float | None:
     """Dense bfloat16 operations in a second, where they are known."""
     return next((peak for name, peak in PEAKS.items() if device.device_kind.startswith(name)), None)
+
+
+def told_of(cost: Cost) -> dict[str, float]:
+    """Say what a step takes before the first one is made, and give what of it is to be logged as a rate.
+
+    ``mfu`` is the share of the device's dense bfloat16 peak, where that is known; with ``remat`` operations
+    that are made again count, too.
+    """
+    gib = 2.0**30
+    logging.info(
+        "a step, on each device: %.3g TFLOP, %.2f GiB of arguments, %.2f GiB of workspace",
+        *(cost.operations / 1e12, cost.arguments / gib, cost.workspace / gib),
+    )
+    peak = peak_of(jax.local_devices()[0])
+    rates = {"tflops_per_second": cost.operations / 1e12}
+    return rates | ({"mfu": cost.operations / peak} if peak else {})

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from attrjax.parallel.mesh import batch_shapes, make_mesh, on_host, state_shapes
@@ -25,7 +27,16 @@ from attrjax.training import (
 # What a run's root key is folded with for the keys of its steps; callers fold it with small numbers.
 STEPS = 2**32 - 1
 # What may differ in a run that goes on. With other steps the rate falls along another curve from there.
-MAY_CHANGE = ("steps", "max_seconds", "log_every", "save_every", "cache_dir", "mesh", "profile")
+MAY_CHANGE = (
+    "steps",
+    "max_seconds",
+    "log_every",
+    "save_every",
+    "cache_dir",
+    "mesh",
+    "profile",
+    "keep_checkpoints",
+)
 
 
 def begin(config: Mapping[str, Any], workdir: str, resume: bool) -> tuple[Path, Key[Array, ""]]:
@@ -58,9 +69,7 @@ def compile_early(
     Returns:
         ``step_fn`` of ``fit``.
     """
-    mesh = make_mesh(**config["mesh"])
-    optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
-    step_fn = make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"])
+    mesh, optimizer, step_fn = _parts(config, loss_fn)
 
     def make() -> StepFn:
         state = jax.eval_shape(lambda: first_state(params, optimizer, ema=config["ema_decay"] > 0))
@@ -104,11 +113,10 @@ def fit(
         the moving average of the parameters at the end, or without one the parameters; None where the time
         was up before.
     """
-    mesh = make_mesh(**config["mesh"])
-    optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
+    mesh, optimizer, own = _parts(config, loss_fn)
     result = train(
         init_state(params, optimizer, mesh, ema=config["ema_decay"] > 0),
-        step_fn() if step_fn else make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"]),
+        step_fn() if step_fn else own,
         batch_at,
         root_key=jax.random.fold_in(root, STEPS),
         steps=until or config["steps"],
@@ -125,3 +133,10 @@ def fit(
         logging.info("the time is up: go on with --resume")
         return None
     return on_host(result.state.averaged)
+
+
+def _parts(config: Mapping[str, Any], loss_fn: LossFn) -> tuple[Mesh, optax.GradientTransformation, StepFn]:
+    """The config's mesh and optimizer, and the step of a loss with them, which is not compiled yet."""
+    mesh = make_mesh(**config["mesh"])
+    optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
+    return mesh, optimizer, make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"])

@@ -37,7 +37,7 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.monotonic()
         pace = (step - self.step) / max(now - self.time, 1e-9)
-        rates = {name: round(amount * pace, 4) for name, amount in self.rates.items()}
+        rates = {name: float(f"{amount * pace:.6g}") for name, amount in self.rates.items()}
         self.step, self.time = step, now
         # JSON has no word for what is not finite.
         plain = {name: value if np.isfinite(value) else None for name, value in values.items()}

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int32, Key, PyTree
 from tqdm import tqdm
 
 from attrjax.checkpoints.training import CHECKPOINTS, open_checkpoints, restore_newest, save_checkpoint
-from attrjax.compiling import Cost, cost_of, peak_of, quick
+from attrjax.compiling import cost_of, quick, told_of
 from attrjax.metrics_log import MetricsLog
 from attrjax.parallel.mesh import place_batch, place_state, shard_state, traced_for
 from attrjax.prefetch import in_background
@@ -323,10 +323,9 @@ def train(
         trace = profiled(workdir / "profile", *profile, settle=lambda: settle(0))
         with bar, closing(batches), told_to_stop(several) as told, trace as traced:
             for step, batch in zip(range(start + 1, steps + 1), batches, strict=True):
-                if step == start + 1:
-                    cost = cost_of(step_fn.lower(state, batch, root_key, frozen).compile())
-                    if log:
-                        log.rates |= told_of(cost)
+                if log and step == start + 1:
+                    program = step_fn.lower(state, batch, root_key, frozen).compile()
+                    log.rates |= told_of(cost_of(program))
                 with traced(step):
                     state, metrics = step_fn(state, batch, root_key, frozen)
                     waiting.append((step, metrics))
@@ -362,22 +361,6 @@ def train(
         if log:
             log.close()
         manager.close()  # waits for a save that is under way
-
-
-def told_of(cost: Cost) -> dict[str, float]:
-    """Say what a step takes before the first one is made, and give what of it is to be logged as a rate.
-
-    ``mfu`` is the share of the device's dense bfloat16 peak, where that is known; with ``remat`` operations
-    that are made again count, too.
-    """
-    gib = 2.0**30
-    logging.info(
-        "a step, on each device: %.3g TFLOP, %.2f GiB of arguments, %.2f GiB of workspace",
-        *(cost.operations / 1e12, cost.arguments / gib, cost.workspace / gib),
-    )
-    peak = peak_of(jax.local_devices()[0])
-    rates = {"tflops_per_second": cost.operations / 1e12}
-    return rates | ({"mfu": cost.operations / peak} if peak else {})
 
 
 @contextmanager

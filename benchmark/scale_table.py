@@ -3,6 +3,8 @@
 import re
 from typing import Any, NamedTuple
 
+from attrjax.peaks import PEAKS
+
 
 class Topology(NamedTuple):
     """Devices of one kind.
@@ -22,15 +24,14 @@ class Topology(NamedTuple):
     peak: float
 
 
-# Memory and peak as the makers publish them (cloud.google.com/tpu/docs/v5e, v5p, v6e; NVIDIA's H100 SXM data
-# sheet, without sparsity).
+# Memory as the makers publish it (cloud.google.com/tpu/docs/v5e, v5p, v6e; NVIDIA's H100 SXM data sheet).
 TOPOLOGIES = {
-    "v5e-4": Topology("v5e:2x2", "tpu", 4, 16 * 2**30, 197e12),
-    "v5e-16": Topology("v5e:4x4", "tpu", 16, 16 * 2**30, 197e12),
-    "v5e-256": Topology("v5e:16x16", "tpu", 256, 16 * 2**30, 197e12),
-    "v5p-128": Topology("v5p:4x4x4", "tpu", 64, 95 * 2**30, 459e12),
-    "v6e-256": Topology("v6e:16x16", "tpu", 256, 32 * 2**30, 918e12),
-    "H100x8": Topology("", "gpu", 8, 80e9, 989e12),
+    "v5e-4": Topology("v5e:2x2", "tpu", 4, 16 * 2**30, PEAKS["TPU v5e"]),
+    "v5e-16": Topology("v5e:4x4", "tpu", 16, 16 * 2**30, PEAKS["TPU v5e"]),
+    "v5e-256": Topology("v5e:16x16", "tpu", 256, 16 * 2**30, PEAKS["TPU v5e"]),
+    "v5p-128": Topology("v5p:4x4x4", "tpu", 64, 95 * 2**30, PEAKS["TPU v5"]),
+    "v6e-256": Topology("v6e:16x16", "tpu", 256, 32 * 2**30, PEAKS["TPU v6"]),
+    "H100x8": Topology("", "gpu", 8, 80e9, PEAKS["NVIDIA H100"]),
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}

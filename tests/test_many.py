@@ -257,6 +257,7 @@ def test_a_line_that_cannot_be_learned_is_named_before_anything_is(
         ({"reference": "one.png"}, "give one of the two"),
         ({"stack": 0}, "--config.stack"),
         ({"patience": -1}, "patience=-1"),
+        ({"guidance_interval": (500, 200)}, r"guidance_interval=\(500, 200\)"),
     ],
 )
 def test_a_list_that_cannot_be_learned(smallest_base, pictures, tmp_path, changes, message):

@@ -129,7 +129,7 @@ def sampling_timesteps(attribute: Attribute) -> tuple[int, int]:
 
 def guidance_interval(attribute: Attribute) -> tuple[int, int]:
     """The timesteps [low, high) at which guidance acts beside an attribute, unless others are asked for
-    (Kynkaanniemi et al., NeurIPS 2024: guidance at low noise takes variety away).
+    (Kynkaanniemi et al., NeurIPS 2024, limit it to an interval, and find it unnecessary at low noise).
     """
     low, high = attribute.recipe.get("guidance_interval", (0, MAX_TIMESTEP))
     return int(low), int(high)

@@ -67,11 +67,12 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         FileExistsError: the run directory holds a run and ``resume`` is false.
     """
     check_config(config)
+    use_compile_cache(config["cache_dir"])
     if config["references"]:
         return customize_list(config, workdir, resume=resume)
     if resume and _has_ended(config, Path(workdir)):
-        return logging.info("the run in %s has ended: see %s/index.html", workdir, workdir)
-    use_compile_cache(config["cache_dir"])
+        logging.info("the run in %s has ended: see %s/index.html", workdir, workdir)
+        return
     timings: dict[str, float] = {}
     started = time.monotonic()
     with timed(timings, "load"):
@@ -90,12 +91,11 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         if jax.process_index() == 0:
             look_first(run, first_params(learner))
         if tuning and not _tune(run, base, root, tuning):
-            return None
+            return
     if jax.process_index() == 0:
         finish(run, started)
         if not config["keep_checkpoints"]:
             drop_checkpoints(directory / CHECKPOINTS)
-    return None
 
 
 def _has_ended(config: Mapping[str, Any], directory: Path) -> bool:

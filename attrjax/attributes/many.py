@@ -51,7 +51,7 @@ from attrjax.runs import check_run, plain, timed, write_record
 from attrjax.training import StepFn
 
 # What may differ in a list's run that goes on. Other devices, or other steps, would be other stacks.
-MAY_CHANGE = ("max_seconds", "log_every", "save_every", "cache_dir", "profile")
+MAY_CHANGE = ("max_seconds", "log_every", "save_every", "cache_dir", "profile", "keep_checkpoints")
 
 
 class Workshop(NamedTuple):
