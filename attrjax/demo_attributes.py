@@ -75,12 +75,12 @@ def learn(config: Mapping[str, Any], base: Path, directory: Path) -> Learned:
     prompts, pictures = {}, {}
     for name, asked in PROMPTS.items():
         chosen = attributes.values() if name == "both" else [attributes[name]]
-        tuned, adapters, stages, guided = apply_attributes(
+        tuned, adapters, stages, guidance = apply_attributes(
             pipeline, [(one, 1.0) for one in chosen], digest=digest
         )
         prompts[name] = [prompt.format(*words) for prompt in asked]
         jobs = make_jobs(prompts[name], SEEDS)
-        how = settings._replace(guidance_interval=guided)
+        how = settings._replace(**guidance)
         made = np.stack(list(make_pictures(tuned, jobs, how, adapters=adapters, stages=stages)))
         pictures[name] = made.reshape(len(asked), len(SEEDS), *made.shape[1:])
         grid = labelled_grid(list(pictures[name]), prompts[name], [f"seed {seed}" for seed in SEEDS], "")

@@ -161,7 +161,7 @@ def make_pictures(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """``generate`` for any list of jobs, a picture at a time."""
     mesh = None if mesh is None else devices_of(mesh)
-    low, high = check_interval(settings.guidance_interval)
+    low, high = check_guidance(settings.guidance_interval, settings.guidance_rescale)
     sampler, schedule = choose_sampler(pipeline, settings)
     start = 0 if init_picture is None else start_index(settings.strength, settings.steps)
     evaluations = len(plan(schedule, settings.steps).timesteps)
@@ -182,7 +182,6 @@ def make_pictures(
         "start": start,
         "eta": settings.eta,
         "guided": settings.guidance > 1,
-        "rescale": settings.guidance_rescale,
         "on_step": on_step,
     }
     if not stages:
@@ -192,7 +191,7 @@ def make_pictures(
         everywhere = NamedSharding(mesh, PartitionSpec())
         variables, staged, decoder = jax.device_put((variables, staged, pipeline.vae.params), everywhere)
         pipeline = pipeline._replace(vae=pipeline.vae._replace(params=decoder))
-    guidance = np.asarray([settings.guidance, low, high], np.float32)
+    guidance = np.asarray([settings.guidance, low, high, settings.guidance_rescale], np.float32)
     stochastic = is_stochastic(sampler, settings.eta)
     devices = 1 if mesh is None else mesh.size
 
@@ -225,17 +224,19 @@ def make_pictures(
             yield from [rows[i % size][i // size] for i in range(len(batch))]
 
 
-def check_interval(interval: Sequence[int]) -> tuple[int, int]:
+def check_guidance(interval: Sequence[int], rescale: float) -> tuple[int, int]:
     """Timesteps [low, high) at which guidance acts.
 
     Raises:
-        ValueError: they are none.
+        ValueError: they are none, or ``guidance_rescale`` is no share.
     """
     low, high = interval
     if not 0 <= low < high <= MAX_TIMESTEP:
         raise ValueError(
             f"guidance_interval=({low}, {high}) must be (low, high) with 0 <= low < high <= {MAX_TIMESTEP}"
         )
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guidance_rescale={rescale} must be from 0 to 1")
     return low, high
 
 

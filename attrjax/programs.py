@@ -29,7 +29,7 @@ ROWS, COPIED = PartitionSpec(AXES), PartitionSpec()
 _ROW_AXES = (0, 0, 1, 0, 0)
 _PLACES = tuple(PartitionSpec(*(None,) * axis, AXES) for axis in _ROW_AXES)
 _STATIC = (
-    *("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "rescale", "on_step"),
+    *("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "on_step"),
     "mesh",
 )
 
@@ -61,7 +61,7 @@ def denoise(
     fresh: Float[Array, "n b h w c"] | None,
     context: Float[Array, "bb t d"],
     added: dict[str, Array] | None,
-    guidance: Float[Array, " 3"],
+    guidance: Float[Array, " 4"],
     *,
     unet: nn.Module,
     scheduler: tuple[str, str | None],
@@ -70,7 +70,6 @@ def denoise(
     start: int,
     eta: float,
     guided: bool,
-    rescale: float,
     on_step: Callable[[int], None] | None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "b h w c"]:
@@ -82,11 +81,11 @@ def denoise(
         clean: latents of an initial picture.
         fresh: noise that is added on the way.
         context, added: what the UNet reads besides; with guidance, the negative prompt's rows in front.
-        guidance: its scale, and the timesteps [low, high) at which it acts.
+        guidance: its scale, the timesteps [low, high) at which it acts, and ``guidance_rescale``.
         unet: the network.
         scheduler: its config, as text so that it can be a key, and the pipeline's class.
         sampler, steps, start, eta: of ``diffusion.samplers``.
-        guided, rescale: whether there is guidance, and ``guidance_rescale``.
+        guided: whether there is guidance.
         on_step: called on the host after every step, on a mesh once for each device.
         mesh: where all rows lie as ``place`` puts them, and the weights are copied; None for one device.
     """
@@ -108,7 +107,7 @@ def denoise(
             return unet.apply(at_timestep(t, variables, staged, lows), x, t, context, added_cond=added)
 
         if guided:
-            predict = classifier_free(predict, guidance[0], rescale, guidance[1:])
+            predict = classifier_free(predict, guidance[0], guidance[3], guidance[1:3])
         return SAMPLERS[sampler](predict, noise, schedule, clean=clean, noise=fresh, **options)
 
     run: Callable[..., Any] = on_a_device

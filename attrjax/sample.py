@@ -17,7 +17,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from attrjax.attributes.apply import Applied, apply_attributes, other_word
+from attrjax.attributes.apply import Applied, apply_attributes, guidance_of, other_word
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
@@ -29,7 +29,7 @@ from attrjax.diffusion.steps import plan, start_index
 from attrjax.generate import (
     Job,
     Settings,
-    check_interval,
+    check_guidance,
     choose_sampler,
     devices_of,
     is_stochastic,
@@ -48,6 +48,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 T = TypeVar("T")
 # A run that goes on may be asked for more pictures, and may make them at another pace.
 MAY_CHANGE = ("prompts", "seeds", "batch_size", "cache_dir", "progress", "mesh")
+# Values that leave to the attributes' files, and without any to ``Settings``, how guidance acts.
+UNSET: dict[str, Any] = {"guidance_interval": (), "guidance_rescale": -1.0}
 
 
 def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
@@ -79,9 +81,8 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
         learned = [load_attribute(path) for path in config["attributes"]]
-        pipeline, adapters, stages, guided = with_attributes(pipeline, adapters, learned, config)
-    if not config["guidance_interval"]:
-        settings = settings._replace(guidance_interval=guided)
+        pipeline, adapters, stages, guidance = with_attributes(pipeline, adapters, learned, config)
+    settings = settings._replace(**{name: guidance[name] for name in UNSET if config[name] == UNSET[name]})
     if config["negative_attributes"]:
         said = [settings.negative_prompt] if settings.negative_prompt else []
         away = ", ".join([*said, *(other_said(one) for one in learned)])
@@ -165,13 +166,13 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
 
 
 def make_settings(config: Mapping[str, Any]) -> Settings:
-    """The config's settings, where batch_size 0 becomes what keeps the device busy, and guidance 0 what suits
-    the base.
+    """The config's settings, where batch_size 0 becomes what keeps the device busy, guidance 0 what suits the
+    base, and what is ``UNSET`` what ``Settings`` has.
     """
     settings = Settings(**{name: config[name] for name in Settings._fields})
-    if not settings.guidance_interval:
-        settings = settings._replace(guidance_interval=Settings().guidance_interval)
-    check_interval(settings.guidance_interval)
+    usual = Settings()._asdict()
+    settings = settings._replace(**{name: usual[name] for name in UNSET if config[name] == UNSET[name]})
+    check_guidance(settings.guidance_interval, settings.guidance_rescale)
     if not settings.guidance:
         # The bundled base was measured at 4; more makes its pictures grainy.
         settings = settings._replace(guidance=7.5 if config["base"] else 4.0)
@@ -207,7 +208,7 @@ def with_attributes(
             ``apply_attributes``.
     """
     if not learned:
-        return Applied(pipeline, adapters, [])
+        return Applied(pipeline, adapters, [], guidance_of([]))
     chosen = with_strengths(learned, config["attribute_strengths"], "attribute")
     timesteps = [tuple(pair) for pair in config["attribute_timesteps"]]
     if timesteps and len(timesteps) != len(learned):

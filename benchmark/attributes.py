@@ -19,7 +19,7 @@ the held-out ones stay unseen. Intervals are 95 % percentiles of a bootstrap ove
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,17 +128,16 @@ def pictures_of(
     timesteps: Sequence[tuple[int, int]] | None = None,
     strengths: Sequence[float] | None = None,
     negative: str = "",
-    guided: tuple[int, int] | None = None,
+    guidance: Mapping[str, Any] | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """A picture of each prompt and seed, with what was learned; where none are given, strengths are 1 and
-    timesteps the files' own, as are those at which guidance acts, ``guided``.
+    timesteps the files' own, as is how guidance acts beside what ``guidance`` has of ``Settings``.
     """
     pairs = list(zip(learned, strengths or [1.0] * len(learned), strict=True))
     tuned, adapters, stages, own = apply_attributes(pipeline, pairs, digest=digest, timesteps=timesteps)
     jobs = make_jobs(prompts, SEEDS)
-    settings = Settings(
-        negative_prompt=negative, steps=20, guidance=4.0, guidance_interval=guided or own, batch_size=8
-    )
+    settings = Settings(negative_prompt=negative, steps=20, guidance=4.0, batch_size=8)
+    settings = settings._replace(**own, **(guidance or {}))
     return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))
 
 

@@ -41,7 +41,8 @@ from benchmark.attributes import (
 
 class Way(NamedTuple):
     """How an attribute acts: at timesteps [low, high), at a strength, with its ``negative_attributes``, with
-    guidance from a timestep up, None for where its file says.
+    guidance from a timestep up, and with a share of guidance's contrast taken back (``guidance_rescale``);
+    None for what its file says.
     """
 
     low: int
@@ -49,6 +50,7 @@ class Way(NamedTuple):
     strength: float = 1.0
     negative: bool = False
     guided: int | None = None
+    rescaled: float | None = None
 
 
 ALONE = {
@@ -56,11 +58,14 @@ ALONE = {
         *(Way(0, 1000), Way(0, 850), Way(0, 750), Way(0, 650)),
         *(Way(0, 750, 0.8), Way(0, 750, 1.2), Way(0, 750, 1.4), Way(0, 750, negative=True)),
         *(Way(0, 750, guided=0), Way(0, 750, guided=450), Way(0, 750, guided=550), Way(0, 750, guided=650)),
+        *(Way(0, 750, rescaled=0.4), Way(0, 750, rescaled=0.7)),
     ],
     "shape": [
         *(Way(0, 1000), Way(200, 1000), Way(400, 1000)),
         *(Way(200, 1000, 0.8), Way(200, 1000, 1.2), Way(200, 1000, negative=True)),
         *(Way(200, 1000, guided=300), Way(200, 1000, guided=450), Way(200, 1000, guided=600)),
+        *(Way(200, 1000, rescaled=0.0), Way(200, 1000, rescaled=0.4), Way(200, 1000, rescaled=1.0)),
+        Way(200, 1000, guided=300, rescaled=0.7),
     ],
 }
 # Of the shape, and of the appearance.
@@ -72,6 +77,7 @@ COMPOSED = [
     (Way(400, 1000), Way(0, 750)),
     (Way(400, 1000), Way(0, 850)),
     (Way(200, 1000), Way(0, 750, guided=0)),
+    (Way(200, 1000), Way(0, 750, rescaled=0.7)),
 ]
 PARTNERS = (1, 3)  # whose appearance a shape gets, counted from its own reference
 
@@ -105,8 +111,8 @@ def main() -> None:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
         print(lines[-1], flush=True)
 
-    say(["attribute", "acts at", "strength", "negative", "guided from", *MEASURES])
-    say(["---"] * (5 + len(MEASURES)))
+    say(["attribute", "acts at", "strength", "negative", "guided from", "rescaled by", *MEASURES])
+    say(["---"] * (6 + len(MEASURES)))
     for attribute, ones in learned.items():
         for way in ALONE[attribute]:
             found = []
@@ -114,20 +120,22 @@ def main() -> None:
                 made = pictures_in(pipeline, digest, [one], [way], prompts_for(attribute, one.word))
                 found.append(measured(judges, all_, index, attribute, made))
             means = [f"{100 * np.mean([row[name] for row in found]):.1f}" for name in MEASURES]
-            say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, told(way), *means])
+            say([attribute, f"{way.low} to {way.high}", way.strength, way.negative, *told(way), *means])
     if len(learned) == len(ALONE):
         say(["shape", "appearance", "shape right", "appearance right", "both"])
         say(["---"] * 5)
         for ways in COMPOSED:
             shares = composed_in(pipeline, digest, judges, all_, learned, ways)
-            said = (f"{way.low} to {way.high} at {way.strength}, guided from {told(way)}" for way in ways)
+            said = (
+                "{} to {} at {}, guided from {}, rescaled by {}".format(*way[:3], *told(way)) for way in ways
+            )
             say([*said, *(f"{100 * share:.1f}" for share in shares)])
     write_whole(given.out / "inference.md", ("\n".join(lines) + "\n").encode())
 
 
-def told(way: Way) -> int | str:
-    """From which timestep there is guidance, as tables say it."""
-    return "its own" if way.guided is None else way.guided
+def told(way: Way) -> list[float | str]:
+    """From which timestep there is guidance, and how it is rescaled, as tables say it."""
+    return ["its own" if value is None else value for value in (way.guided, way.rescaled)]
 
 
 def composed_in(
@@ -159,6 +167,9 @@ def pictures_in(
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Pictures of prompts with attributes that act in ways of their own."""
     guided = [way.guided for way in ways if way.guided is not None]
+    rescaled = [way.rescaled for way in ways if way.rescaled is not None]
+    guidance = {"guidance_interval": (max(guided), 1000)} if guided else {}
+    guidance |= {"guidance_rescale": max(rescaled)} if rescaled else {}
     away = ", ".join(other_said(one) for one, way in zip(learned, ways, strict=True) if way.negative)
     return pictures_of(
         pipeline,
@@ -168,7 +179,7 @@ def pictures_in(
         timesteps=[(way.low, way.high) for way in ways],
         strengths=[way.strength for way in ways],
         negative=away,
-        guided=(max(guided), 1000) if guided else None,
+        guidance=guidance,
     )
 
 

@@ -64,19 +64,13 @@ def redrawn(
     pipeline: Pipeline, attribute: Attribute, digest: str, picture: UInt8[np.ndarray, "h w 3"]
 ) -> dict[float, UInt8[np.ndarray, "n h w 3"]]:
     """A picture made anew from part of the way, with an appearance: by strength, one of each seed."""
-    tuned, adapters, stages, guided = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
+    tuned, adapters, stages, guidance = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
     return {
         strength: generate(
             tuned,
             [f"an object made of {attribute.word}"],
             SEEDS,
-            Settings(
-                steps=20,
-                guidance=4.0,
-                guidance_interval=guided,
-                strength=strength,
-                batch_size=len(SEEDS),
-            ),
+            Settings(steps=20, guidance=4.0, strength=strength, batch_size=len(SEEDS), **guidance),
             init_picture=picture.astype(np.float32) / 127.5 - 1,
             adapters=adapters,
             stages=stages,

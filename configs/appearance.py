@@ -23,6 +23,7 @@ RECIPE: dict[str, Any] = {
     "partition": "decoder",
     "sampling_timesteps": (0, 750),  # the base lays out the form before
     "guidance_interval": (500, 1000),  # below, it takes fine patterns' second colour away
+    "guidance_rescale": 0.0,
     "trained_as_sampled": True,  # and what the word says to it then is learned
     # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
     # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.

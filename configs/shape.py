@@ -59,8 +59,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
     # At which what was tuned acts in sampling: form comes first. What is to be exported acts at (0, 1000).
     config.sampling_timesteps = (200, 1000)
-    # At which guidance acts beside it in sampling.
+    # At which guidance acts beside it in sampling, and how much of guidance's contrast is taken back.
     config.guidance_interval = (0, 1000)
+    config.guidance_rescale = 0.7
     # Whether it is trained at sampling_timesteps alone; at the others the word alone then is, for the base's
     # own UNet.
     config.trained_as_sampled = False

@@ -150,26 +150,27 @@ def test_timesteps_that_are_no_range_are_refused(base, timesteps):
         apply_attributes(pipeline, [(attribute, 1.0)], digest=digest, timesteps=[timesteps])
 
 
-def test_guidance_acts_where_all_attributes_have_it(base):
+def test_guidance_acts_as_all_attributes_allow(base):
     pipeline, digest = base
     shape, look, early = (
         learned(pipeline, digest, word, "mid")._replace(recipe=recipe)
         for word, recipe in (
-            ("<s>", {"guidance_interval": [200, 900]}),
-            ("<a>", {"guidance_interval": [500, 1000]}),
-            ("<b>", {"guidance_interval": [0, 150]}),
+            ("<s>", {"guidance_interval": [200, 900], "guidance_rescale": 0.7}),
+            ("<a>", {"guidance_interval": [500, 1000], "guidance_rescale": 0.4}),
+            ("<b>", {"guidance_interval": [0, 150], "guidance_rescale": 0.1}),
         )
     )
     old = learned(pipeline, digest, "<o>", "mid")  # its file says nothing of it
 
-    def interval(*pairs):
-        return apply_attributes(pipeline, pairs, digest=digest).guidance_interval
+    def guidance(*pairs):
+        return tuple(apply_attributes(pipeline, pairs, digest=digest).guidance.values())
 
-    assert interval((old, 1.0)) == (0, 1000) and interval((shape, 1.0), (old, 1.0)) == (200, 900)
-    assert interval((shape, 1.0), (look, 0.5)) == (500, 900)
-    assert interval((shape, 1.0), (early, 0.0)) == (200, 900)
+    assert guidance((old, 1.0)) == ((0, 1000), 0) and guidance((shape, 1.0)) == ((200, 900), 0.7)
+    assert guidance((shape, 1.0), (old, 1.0)) == ((200, 900), 0)
+    assert guidance((shape, 1.0), (look, 0.5)) == ((500, 900), 0.4)
+    assert guidance((shape, 1.0), (early, 0.0)) == ((200, 900), 0.7)
     with pytest.raises(ValueError, match="<s> and <b> are to be guided at no timestep together"):
-        interval((shape, 1.0), (early, 1.0))
+        guidance((shape, 1.0), (early, 1.0))
 
 
 def test_another_base_is_refused_unless_forced(base):

@@ -148,27 +148,32 @@ def test_what_was_learned_is_sampled_by_its_word(learned, small_base, tmp_path):
         sample(config, str(tmp_path / "unequal"))
 
 
-def test_guidance_acts_where_a_file_says_unless_another_interval_is_given(learned, small_base, tmp_path):
+def test_guidance_acts_as_a_file_says_unless_something_else_is_given(learned, small_base, tmp_path):
     one = load_attribute(learned)
-    assert one.recipe["guidance_interval"] == [0, 1000]
-    save_attribute(tmp_path / "late", one._replace(recipe=one.recipe | {"guidance_interval": [600, 1000]}))
+    assert one.recipe["guidance_interval"] == [0, 1000] and one.recipe["guidance_rescale"] == 0.7
+    says = {"guidance_interval": [600, 1000], "guidance_rescale": 0.9}
+    save_attribute(tmp_path / "late", one._replace(recipe=one.recipe | says))
     config = sample_config.get_config()
     config.update({"base": str(small_base), "steps": 4, "seeds": (0,), "cache_dir": "", "guidance": 6.0})
     config.update({"prompts": ("a red <shape>",), "attributes": (str(tmp_path / "late"),)})
 
-    def made(name, interval):
-        config.guidance_interval = interval
+    def made(name, interval, rescale):
+        config.guidance_interval, config.guidance_rescale = interval, rescale
         sample(config, str(tmp_path / name))
         return next((tmp_path / name / "samples").glob("*.png")).read_bytes()
 
-    assert made("as-it-says", ()) == made("the-same", (600, 1000)) != made("everywhere", (0, 1000))
+    as_it_says = made("as-it-says", (), -1.0)
+    assert as_it_says == made("the-same", (600, 1000), 0.9)
+    assert as_it_says != made("everywhere", (0, 1000), -1.0)
+    assert as_it_says != made("as-it-is", (), 0.0)
 
 
-def test_what_is_measured_is_guided_where_it_will_be(small_base, reference):
+@pytest.mark.parametrize(("name", "value"), [("guidance_interval", (600, 1000)), ("guidance_rescale", 0.0)])
+def test_what_is_measured_is_guided_as_it_will_be(small_base, reference, name, value):
     config, pipeline = recipe_of(small_base, reference), load_pipeline(small_base, components=REQUIRED)
-    everywhere = pictures_before(config, pipeline)
-    config.guidance_interval = (600, 1000)
-    assert (pictures_before(config, pipeline) != everywhere).any()
+    before = pictures_before(config, pipeline)
+    config[name] = value
+    assert (pictures_before(config, pipeline) != before).any()
 
 
 def test_prompts_that_read_an_attribute_do_so_in_sampling_as_in_training(small_base, reference, tmp_path):

@@ -170,6 +170,7 @@ def test_sdxl_reads_both_towers_sizes_and_zeros_for_no_negative_prompt():
         ({"sampler": "eulr"}, "unknown sampler 'eulr'"),
         ({"steps": 0}, "steps=0"),
         ({"guidance_interval": (500, 200)}, r"guidance_interval=\(500, 200\) must be \(low, high\)"),
+        ({"guidance_rescale": 1.5}, r"guidance_rescale=1.5 must be from 0 to 1"),
     ],
 )
 def test_bad_settings_are_named(pipeline, change, message):

@@ -27,13 +27,13 @@ class Applied(NamedTuple):
         adapters: bound adapters for ``generate``, of the first stage.
         stages: the UNet's weights and adapters by timestep, for ``generate``; empty where all timesteps have
             the same.
-        guidance_interval: the timesteps [low, high) at which guidance is to act, those of all attributes.
+        guidance: how guidance is to act beside the attributes, as fields of ``generate.Settings``.
     """
 
     pipeline: Pipeline
     adapters: dict[str, Any]
     stages: list[Stage]
-    guidance_interval: tuple[int, int] = (0, MAX_TIMESTEP)
+    guidance: dict[str, Any]
 
 
 def apply_attributes(
@@ -108,17 +108,8 @@ def apply_attributes(
         stages.append(Stage(low, *_changed(pipeline.unet.params, now)))
     unet = pipeline.unet._replace(params=stages[0].params)
     adapters = {"unet": stages[0].adapters} if stages[0].adapters else {}
-    guided = [guidance_interval(attribute) for attribute, strength in attributes if strength]
-    low, high = (
-        max((one[0] for one in guided), default=0),
-        min((one[1] for one in guided), default=MAX_TIMESTEP),
-    )
-    if low >= high:
-        raise ValueError(
-            f"{' and '.join(words)} are to be guided at no timestep together ({guided}): use them apart, or "
-            "learn them with the same --config.guidance_interval"
-        )
-    return Applied(pipeline._replace(unet=unet), adapters, stages if len(stages) > 1 else [], (low, high))
+    guidance = guidance_of([attribute for attribute, strength in attributes if strength])
+    return Applied(pipeline._replace(unet=unet), adapters, stages if len(stages) > 1 else [], guidance)
 
 
 def sampling_timesteps(attribute: Attribute) -> tuple[int, int]:
@@ -127,12 +118,25 @@ def sampling_timesteps(attribute: Attribute) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def guidance_interval(attribute: Attribute) -> tuple[int, int]:
-    """The timesteps [low, high) at which guidance acts beside an attribute, unless others are asked for
-    (Kynkaanniemi et al., NeurIPS 2024, limit it to an interval, and find it unnecessary at low noise).
+def guidance_of(attributes: Sequence[Attribute]) -> dict[str, Any]:
+    """How guidance acts beside attributes, unless something else is asked for: fields of ``Settings``.
+
+    It acts at the timesteps of all (Kynkaanniemi et al., NeurIPS 2024, limit it to an interval, and find it
+    unnecessary at low noise), and as much of its contrast is taken back as each allows (Lin et al. 2023).
+
+    Raises:
+        ValueError: there is no timestep that belongs to all.
     """
-    low, high = attribute.recipe.get("guidance_interval", (0, MAX_TIMESTEP))
-    return int(low), int(high)
+    intervals = [one.recipe.get("guidance_interval", (0, MAX_TIMESTEP)) for one in attributes]
+    low = max((int(one[0]) for one in intervals), default=0)
+    high = min((int(one[1]) for one in intervals), default=MAX_TIMESTEP)
+    if low >= high:
+        raise ValueError(
+            f"{' and '.join(one.word for one in attributes)} are to be guided at no timestep together "
+            f"({intervals}): use them apart, or learn them with the same --config.guidance_interval"
+        )
+    rescale = min((float(one.recipe.get("guidance_rescale", 0.0)) for one in attributes), default=0.0)
+    return {"guidance_interval": (low, high), "guidance_rescale": rescale}
 
 
 def _read(

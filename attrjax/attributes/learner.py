@@ -31,7 +31,7 @@ from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.references import Reference, load_reference
 from attrjax.diffusion.losses import check_timesteps, denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
-from attrjax.generate import Settings, check_interval, latent_shape, vae_factor
+from attrjax.generate import Settings, check_guidance, latent_shape, vae_factor
 from attrjax.models.adapters import bind
 from attrjax.runs import plain
 from attrjax.training import make_optimizer
@@ -109,7 +109,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"dtype={config['dtype']!r} must be one of {', '.join(DTYPES)}")
     if config["steps"]:
         make_optimizer(steps=config["steps"], **config["optimizer"])
-    check_interval(config["guidance_interval"])
+    check_guidance(config["guidance_interval"], config["guidance_rescale"])
     if config["patience"] < 0:
         raise ValueError(f"patience={config['patience']} must be a number of probes, or 0 for no end by them")
     if config["fusion"] not in FUSIONS:
@@ -363,7 +363,7 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
     keep = (
         *("filter", "partition", "rule", "steps", "batch_size", "optimizer", "seed", "num_tokens", "fusion"),
         *("pairs", "draw", "crossed", "timesteps", "sampling_timesteps", "trained_as_sampled"),
-        "guidance_interval",
+        *("guidance_interval", "guidance_rescale"),
     )
     return Attribute(
         attribute=config["attribute"],

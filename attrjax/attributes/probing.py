@@ -200,4 +200,5 @@ def _jobs(config: Mapping[str, Any], word: str) -> list[Job]:
 
 def _settings(config: Mapping[str, Any]) -> Settings:
     chosen = {name: config["probe"][name] for name in ("steps", "guidance", "batch_size")}
-    return Settings(**chosen, guidance_interval=tuple(config["guidance_interval"]))
+    interval, rescale = tuple(config["guidance_interval"]), config["guidance_rescale"]
+    return Settings(**chosen, guidance_interval=interval, guidance_rescale=rescale)

@@ -31,7 +31,8 @@ def guide(
     axes = tuple(range(1, given.ndim))
     ratio = given.std(axes, keepdims=True, ddof=1) / guided.std(axes, keepdims=True, ddof=1)
     rescale = _per_example(rescale, given)
-    return guided * (rescale * ratio + (1 - rescale))
+    # At 0 exactly as it was, whatever the ratio.
+    return jnp.where(rescale == 0, guided, guided * (rescale * ratio + (1 - rescale)))
 
 
 def classifier_free(
