@@ -114,6 +114,7 @@ def test_a_run_that_has_ended_has_nothing_left_to_do(learned, small_base, refere
         customize(config, str(tmp_path), resume=True)
     config.seed = 0
     monkeypatch.setattr(customization, "load_base", None)
+    shutil.copytree(learned / "checkpoints", tmp_path / "checkpoints")  # killed before they were dropped
     customize(config, str(tmp_path), resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -121,7 +122,10 @@ def test_a_run_that_has_ended_has_nothing_left_to_do(learned, small_base, refere
 def test_a_run_that_kept_its_checkpoints_can_be_made_longer(learned, small_base, reference, tmp_path):
     shutil.copytree(learned, tmp_path / "run")
     config = recipe_of(small_base, reference)
-    config.update({"steps": 3, "keep_checkpoints": False})
+    config.keep_checkpoints = False
+    customize(config, str(tmp_path / "run"), resume=True)
+    assert (tmp_path / "run/checkpoints").exists()  # kept on purpose, and still there
+    config.steps = 3
     customize(config, str(tmp_path / "run"), resume=True)
     assert not (tmp_path / "run/checkpoints").exists()
     assert [one.step for one in read_probes(tmp_path / "run")] == [1, 2, 3]

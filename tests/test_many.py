@@ -168,7 +168,9 @@ def test_a_run_that_was_killed_goes_on_where_it_was(learned, smallest_base, pict
     assert (tmp_path / "run/stacks/0/0/metrics.jsonl").exists()
     assert not list((tmp_path / "run/stacks").rglob("checkpoints"))
     monkeypatch.setattr(many, "learn", None)
+    (tmp_path / "run/stacks/0/0/checkpoints/2").mkdir(parents=True)  # killed before they were dropped
     customize(listed(smallest_base, pictures), str(tmp_path / "run"), resume=True)
+    assert not list((tmp_path / "run/stacks").rglob("checkpoints"))
 
 
 def test_a_list_that_has_changed_is_another_run(learned, smallest_base, pictures, tmp_path):

@@ -72,6 +72,10 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         return customize_list(config, workdir, resume=resume)
     if resume and _has_ended(config, Path(workdir)):
         logging.info("the run in %s has ended: see %s/index.html", workdir, workdir)
+        record = json.loads((Path(workdir) / RECORD).read_text())
+        if jax.process_index() == 0 and not record["config"].get("keep_checkpoints", True):
+            # They are there where it was killed between its page and this.
+            drop_checkpoints(Path(workdir) / CHECKPOINTS)
         return
     timings: dict[str, float] = {}
     started = time.monotonic()

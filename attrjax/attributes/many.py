@@ -122,14 +122,14 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
 
     shop_of = once(open_for, lambda attribute: attribute)
     for number, turn in enumerate(turns_of(concepts, config["stack"] * mesh.size)):
-        if made.issuperset(concept.name for concept in turn):
-            continue
-        attribute = turn[0].config["attribute"]
-        logging.info("learning the %s of %s", attribute, ", ".join(concept.name for concept in turn))
-        if not learn(shop_of(attribute), turn, directory, f"{STACKS}/{number}", started):
-            logging.info("the time is up: go on with --resume")
-            return
-        together(f"made {number}")
+        if not made.issuperset(concept.name for concept in turn):
+            attribute = turn[0].config["attribute"]
+            logging.info("learning the %s of %s", attribute, ", ".join(concept.name for concept in turn))
+            if not learn(shop_of(attribute), turn, directory, f"{STACKS}/{number}", started):
+                logging.info("the time is up: go on with --resume")
+                return
+            together(f"made {number}")
+        # Also of turns that were made before, for it may have been killed between the two.
         if jax.process_index() == 0 and not config["keep_checkpoints"]:
             for phase in list((directory / STACKS / str(number)).glob(f"*/{CHECKPOINTS}")):
                 drop_checkpoints(phase)
