@@ -177,8 +177,12 @@ def demo_page(
                 "How they were made",
                 page.facts_table(facts, "Settings"),
                 page.data_table(("Part", "Seconds"), seconds, "Time that each part took"),
-                page.paragraph("The same command makes the same pictures again:"),
-                page.code_block(page.command("configs/demo.py", "runs/demo-again", own_keys, python_name())),
+                page.folded(
+                    "The command that makes the same pictures again, with all settings",
+                    page.code_block(
+                        page.command("configs/demo.py", "runs/demo-again", own_keys, python_name())
+                    ),
+                ),
             ),
             page.section(
                 "The base",

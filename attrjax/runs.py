@@ -97,11 +97,12 @@ def versions() -> dict[str, str]:
     """Versions of what the result depends on, and the device that computes it."""
     packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "transformers")}
     device = jax.devices()[0]
+    kind = "" if device.device_kind == device.platform else f" ({device.device_kind})"
     return {
         "attrjax": __version__,
         "python": platform.python_version(),
         **packages,
-        "device": f"{jax.device_count()} x {device.platform} ({device.device_kind})",
+        "device": f"{jax.device_count()} x {device.platform}{kind}",
     }
 
 

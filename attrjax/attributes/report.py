@@ -121,7 +121,10 @@ def write_report(
             ),
             page.section(
                 "Made again by",
-                page.code_block(page.command(f"configs/{attribute}.py", "runs/again", config)),
+                page.folded(
+                    "The command with all settings",
+                    page.code_block(page.command(f"configs/{attribute}.py", "runs/again", config)),
+                ),
             ),
         ],
         footer="Made with attrjax. This file holds all that it shows, and fetches nothing.",

@@ -85,6 +85,7 @@ caption span { position: sticky; left: 0; display: inline-block; max-width: min(
 }
 .legend li { display: flex; align-items: center; gap: 0.5rem; font-size: 0.9rem; }
 .legend svg { width: 26px; height: 8px; flex: none; }
+summary { cursor: pointer; color: var(--accent); margin: 1.25rem 0 0; }
 .code { position: relative; margin: 1.25rem 0; }
 pre {
   margin: 0; padding: 0.9rem 1rem; overflow-x: auto; border-radius: 8px; background: var(--panel);
@@ -177,6 +178,11 @@ def code_block(text: str) -> Html:
         f'<div class="code"><button type="button" hidden>Copy</button>'
         f'<pre tabindex="0"><code>{escape(text)}</code></pre></div>\n'
     )
+
+
+def folded(summary: str, *content: Html) -> Html:
+    """Content that is shown when its summary is clicked, such as what is long and seldom read."""
+    return Html(f"<details>\n<summary>{escape(summary)}</summary>\n{''.join(content)}</details>\n")
 
 
 def command(config_file: str, workdir: str, config: Mapping[str, Any], python: str = "python") -> str:
