@@ -47,6 +47,7 @@ from attrjax.attributes.probing import (
 from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
 from attrjax.fit import MAY_CHANGE, begin, compile_early, fit
 from attrjax.parallel.mesh import own_rows
+from attrjax.parallel.start import together
 from attrjax.runs import RECORD, check_run, timed, use_compile_cache
 from attrjax.training import LossFn, StepFn, TrainState
 
@@ -170,6 +171,9 @@ def _tune(run: Run, base: Base, root: Key[Array, ""], tuning: Tuning) -> bool:
 
     until = ended(config, read_probes(run.directory)) or 0
     if several:
+        # For the first collective, which what is compiled in a thread can hold up on a CPU.
+        tuning.step_fn()
+        together("ready to train")
         until = int(multihost_utils.broadcast_one_to_all(np.array(until)))
     trained = fit(
         config,

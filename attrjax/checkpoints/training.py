@@ -11,6 +11,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from attrjax.parallel.start import together
+
 CHECKPOINTS = "checkpoints"  # their directory in that of a run
 CORRUPT = ".corrupt"
 
@@ -136,8 +138,7 @@ def _quarantine(directory: Path, step: int, error: Exception | None) -> None:
         (directory / str(step)).rename(target)
         reason = str(error or "another process could not read it").split("\n")[0][:200]
         logging.warning("checkpoint %d is damaged and is now %s: %s", step, target, reason)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"quarantine {step}")
+    together(f"quarantine {step}")
 
 
 def drop_checkpoints(directory: Path) -> None:

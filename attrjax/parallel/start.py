@@ -1,10 +1,14 @@
 """Runs of several processes: they find each other before jax looks for devices, and wait for each other."""
 
+import itertools
 import os
 
 import jax
 from jax.experimental import multihost_utils
 
+# Longer than any process may take; of one that has died the others hear at once.
+DAY = 24 * 60 * 60 * 1000
+_numbers = itertools.count()
 COORDINATOR, PROCESSES, PROCESS = "ATTRJAX_COORDINATOR", "ATTRJAX_PROCESSES", "ATTRJAX_PROCESS"
 
 
@@ -55,12 +59,18 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 
 
 def together(where: str) -> None:
-    """Wait here for all processes.
+    """Wait here for all processes, as long as it takes.
+
+    They meet at the coordinator before they do in a collective, for gloo gives up where processes come to
+    their first one more than 30 s apart.
 
     Args:
         where: a name for this place in the program, the same in all of them.
     """
     if jax.process_count() > 1:
+        from orbax.checkpoint import multihost  # here, for it takes a second and one process never needs it
+
+        multihost.get_barrier_sync_fn()(key=f"{where} {next(_numbers)}", timeout_ms=DAY)
         multihost_utils.sync_global_devices(where)
 
 
