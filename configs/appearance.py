@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
     # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
     # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.
     "draw": {"patch": (0.8, 1.6), "zoom": (0.95, 1.1), "turn": 0.1, "elastic": 0.01, "flip": 0.5},
-    "steps": 200,
+    "steps": 100,
     "optimizer": {"learning_rate": 1e-3},  # at 3e-4 fine patterns kept their colours and lost their drawing
     # Half of the pairs have forms that the base has drawn, of more kinds, so that prompted forms stay.
     "crossed": 0.5,
