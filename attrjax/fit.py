@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from attrjax.parallel.mesh import batch_shapes, make_mesh, on_host, state_shapes
+from attrjax.parallel.start import together
 from attrjax.prefetch import beside
 from attrjax.runs import check_run, use_compile_cache, write_record
 from attrjax.training import (
@@ -42,11 +43,14 @@ MAY_CHANGE = (
 def begin(config: Mapping[str, Any], workdir: str, resume: bool) -> tuple[Path, Key[Array, ""]]:
     """The run directory, checked and recorded, and the run's root key.
 
+    All processes meet here, at what each of them comes to soon: later they compile beside each other.
+
     Raises:
         ValueError, FileExistsError: as ``runs.check_run``.
     """
     check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
     use_compile_cache(config["cache_dir"])
+    together("checked")  # before one of the processes writes
     write_record(Path(workdir), config)
     return Path(workdir), jax.random.key(config["seed"])
 

@@ -22,6 +22,7 @@ from attrjax import programs
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.pictures import to_uint8
 from attrjax.data.prompts import Encoded, encode_negative, text_encoder
+from attrjax.diffusion.guidance import check_guidance
 from attrjax.diffusion.schedule import MAX_TIMESTEP, Schedule, sampler_for, schedule_from_config
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.models.stages import Stage, stacked
@@ -222,22 +223,6 @@ def make_pictures(
             parts = latents.reshape(devices, size, *shape)
             rows = [decode_all(pipeline, parts[:, row], filled[row::size], mesh) for row in range(size)]
             yield from [rows[i % size][i // size] for i in range(len(batch))]
-
-
-def check_guidance(interval: Sequence[int], rescale: float) -> tuple[int, int]:
-    """Timesteps [low, high) at which guidance acts.
-
-    Raises:
-        ValueError: they are none, or ``guidance_rescale`` is no share.
-    """
-    low, high = interval
-    if not 0 <= low < high <= MAX_TIMESTEP:
-        raise ValueError(
-            f"guidance_interval=({low}, {high}) must be (low, high) with 0 <= low < high <= {MAX_TIMESTEP}"
-        )
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"guidance_rescale={rescale} must be from 0 to 1")
-    return low, high
 
 
 def devices_of(mesh: Mesh) -> Mesh | None:

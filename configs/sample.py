@@ -38,7 +38,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Timesteps (low, high) at which it acts, 1000 is noise and 0 the picture; () for what the attributes say,
     # and without any for all.
     config.guidance_interval = ()
-    # 0 to 1: how much of its contrast is taken back; -1 for what the attributes say, and without any 0.
+    # 0 to 1: how much of its contrast is taken back, about 0.7 for bases with a zero terminal SNR; -1 for
+    # what the attributes say, and without any 0.
     config.guidance_rescale = -1.0
     config.eta = 0.0  # 0 to 1: fresh noise in ddim
     config.height = preset["height"]  # pixels; 0 is the base's own size

@@ -230,6 +230,41 @@ def test_a_pod_of_no_number(count):
     assert result.returncode == 2 and "the number of processes comes first" in result.stderr
 
 
+LATE = """
+import sys, time
+from attrjax.parallel.start import start, together
+start("localhost:" + sys.argv[1], 2, int(sys.argv[2]))
+import jax
+jax.devices()
+time.sleep(35 * int(sys.argv[2]))
+together("here")
+print("met")
+"""
+
+
+def test_processes_meet_that_come_half_a_minute_apart():
+    """gloo alone gives up after 30 s, where it is their first collective."""
+    port = str(free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE, port, str(i)],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        for process in processes:
+            said, errors = process.communicate(timeout=300)
+            assert said.split()[-1:] == ["met"], errors[-2000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 # The local pod, for real.
 
 TINY = [

@@ -47,7 +47,6 @@ from attrjax.attributes.probing import (
 from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
 from attrjax.fit import MAY_CHANGE, begin, compile_early, fit
 from attrjax.parallel.mesh import own_rows
-from attrjax.parallel.start import together
 from attrjax.runs import RECORD, check_run, timed, use_compile_cache
 from attrjax.training import LossFn, StepFn, TrainState
 
@@ -71,10 +70,9 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     use_compile_cache(config["cache_dir"])
     if config["references"]:
         return customize_list(config, workdir, resume=resume)
-    if resume and _has_ended(config, Path(workdir)):
+    if resume and (ended_as := _ended_as(config, Path(workdir))):
         logging.info("the run in %s has ended: see %s/index.html", workdir, workdir)
-        record = json.loads((Path(workdir) / RECORD).read_text())
-        if jax.process_index() == 0 and not record["config"].get("keep_checkpoints", True):
+        if jax.process_index() == 0 and not ended_as.get("keep_checkpoints", True):
             # They are there where it was killed between its page and this.
             drop_checkpoints(Path(workdir) / CHECKPOINTS)
         return
@@ -103,24 +101,24 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
             drop_checkpoints(directory / CHECKPOINTS)
 
 
-def _has_ended(config: Mapping[str, Any], directory: Path) -> bool:
-    """Whether the run in a directory has nothing left to do.
+def _ended_as(config: Mapping[str, Any], directory: Path) -> dict[str, Any] | None:
+    """The config of the run in a directory where that has nothing left to do, else None.
 
     Raises:
         ValueError: it had another config; or it is to have other steps, and has no checkpoints to go on from.
     """
     if not is_made(directory):
-        return False
+        return None
     check_run(directory, config, resume=True, may_change=MAY_CHANGE)
-    steps = json.loads((directory / RECORD).read_text())["config"]["steps"]
-    if config["steps"] == steps:
-        return True
+    before: dict[str, Any] = json.loads((directory / RECORD).read_text())["config"]
+    if config["steps"] == before["steps"]:
+        return before
     if not (directory / CHECKPOINTS).exists():
         raise ValueError(
-            f"the run in {directory} has ended, of {steps} steps, and its checkpoints are dropped: take "
-            "another --workdir, with --config.keep_checkpoints=True where it is to go on behind its end"
+            f"the run in {directory} has ended, of {before['steps']} steps, and its checkpoints are dropped: "
+            "take another --workdir, with --config.keep_checkpoints=True where it is to go on behind its end"
         )
-    return False
+    return None
 
 
 class Tuning(NamedTuple):
@@ -171,9 +169,6 @@ def _tune(run: Run, base: Base, root: Key[Array, ""], tuning: Tuning) -> bool:
 
     until = ended(config, read_probes(run.directory)) or 0
     if several:
-        # For the first collective, which what is compiled in a thread can hold up on a CPU.
-        tuning.step_fn()
-        together("ready to train")
         until = int(multihost_utils.broadcast_one_to_all(np.array(until)))
     trained = fit(
         config,

@@ -29,9 +29,10 @@ from attrjax.checkpoints.attribute import ATTRIBUTES, Attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.references import Reference, load_reference
+from attrjax.diffusion.guidance import check_guidance
 from attrjax.diffusion.losses import check_timesteps, denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
-from attrjax.generate import Settings, check_guidance, latent_shape, vae_factor
+from attrjax.generate import Settings, latent_shape, vae_factor
 from attrjax.models.adapters import bind
 from attrjax.runs import plain
 from attrjax.training import make_optimizer

@@ -1,9 +1,11 @@
 """Classifier-free guidance: one prediction from those with and without the condition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from attrjax.diffusion.schedule import MAX_TIMESTEP
 
 Denoise = Callable[[Float[Array, "b ..."], Float[Array, ""], Int[Array, ""]], Float[Array, "b ..."]]
 
@@ -61,6 +63,22 @@ def classifier_free(
         return guide(denoise_both(jnp.concatenate([x, x]), t, i), there, rescale)
 
     return denoise
+
+
+def check_guidance(interval: Sequence[int], rescale: float) -> tuple[int, int]:
+    """Timesteps [low, high) at which guidance acts.
+
+    Raises:
+        ValueError: they are none, or ``guidance_rescale`` is no share.
+    """
+    low, high = interval
+    if not 0 <= low < high <= MAX_TIMESTEP:
+        raise ValueError(
+            f"guidance_interval=({low}, {high}) must be (low, high) with 0 <= low < high <= {MAX_TIMESTEP}"
+        )
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guidance_rescale={rescale} must be from 0 to 1")
+    return low, high
 
 
 def _per_example(value: float | Array, like: Array) -> Array:
