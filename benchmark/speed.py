@@ -43,7 +43,10 @@ _REPEATS = flags.DEFINE_integer(
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds; every second one runs the peers in reverse order.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps of sampling.")
 _THREADS = flags.DEFINE_integer("threads", 2, "CPU cores.")
-_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where; bfloat16 on a GPU, float32 on a CPU.")
+_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "What is computed in; bfloat16 on a GPU, float32 on a CPU."
+)
 _MEMORY = flags.DEFINE_float("memory_gb", 20, "On a CPU: a peer that needs more is ended, and does not fit.")
 _FLAX = flags.DEFINE_string("flax_python", None, "Python of the environment of peers/flax_requirements.txt.")
 _OUT = flags.DEFINE_string("out", None, "JSON file for all results.")
@@ -138,7 +141,7 @@ def add(variants: dict[str, dict], result: dict[str, Any]) -> None:
 
 def count_flops(spec: Spec) -> dict[str, int]:
     """Operations of each task, counted by torch on its meta device, the same for every peer."""
-    counter = spec._replace(peer="flops")
+    counter = spec._replace(peer="flops", dtype="float32")  # of which they do not depend
     with tempfile.TemporaryDirectory() as caches:
         results, stopped = run_peer(sys.executable, MODULES["torch"], counter, Path(caches), float("inf"))
     if stopped:
@@ -217,6 +220,7 @@ def main(argv: list[str]) -> None:
     what = tuple(task for task in TASKS if task in _WHAT.value)
     shared = {"family": _FAMILY.value, "size": _SIZE.value, "what": what, "repeats": _REPEATS.value}
     shared |= {"steps": _STEPS.value, "threads": _THREADS.value, "device": _DEVICE.value}
+    shared["dtype"] = _DTYPE.value or {"gpu": "bfloat16", "cpu": "float32"}[_DEVICE.value]
     specs = {peer: Spec(peer=peer, **shared) for peer in _PEERS.value}
     if "diffusers_flax" in specs:  # which has no adapters, and what trains is for its user to choose
         own = tuple(task for task in what if task not in TUNED)
@@ -227,7 +231,7 @@ def main(argv: list[str]) -> None:
     blocks = families.UNET[_FAMILY.value]["block_out_channels"]
     print(
         f"\n{_FAMILY.value} (widths {blocks}), {_SIZE.value} px, "
-        f"{'bfloat16 on a GPU' if _DEVICE.value == 'gpu' else f'float32 on {_THREADS.value} CPU cores'}, "
+        f"{shared['dtype']} on {'a GPU' if _DEVICE.value == 'gpu' else f'{_THREADS.value} CPU cores'}, "
         f"{_ROUNDS.value} rounds, {platform.machine()}\n"
         f"peak: {collected['peak'] / 1e9:.0f} GFLOP/s (the fastest large matrix product of torch and JAX)\n"
         f"operations: {', '.join(f'{task} {flops[task] / 1e9:.0f} GFLOP' for task in what)}\n\n"

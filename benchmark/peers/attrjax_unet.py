@@ -30,7 +30,8 @@ SCHEDULE = schedule_from_config(
 
 def prepared(params: dict) -> dict:
     """Variables of inference: the parameters and, on a CPU, the transformed kernels of 3x3 convolutions."""
-    return {"params": params} | ({"winograd": jax.jit(prepare)(params)} if SPEC.device == "cpu" else {})
+    transformed = SPEC.device == "cpu" and SPEC.dtype == "float32"
+    return {"params": params} | ({"winograd": jax.jit(prepare)(params)} if transformed else {})
 
 
 def train_forward(

@@ -36,8 +36,8 @@ class Network(NamedTuple):
 
 
 def compute_dtype(spec: Spec) -> DTypeLike:
-    """Float32 on a CPU, bfloat16 on a GPU."""
-    return jnp.bfloat16 if spec.device == "gpu" else jnp.float32
+    """That of the spec."""
+    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[spec.dtype]
 
 
 def random_params(abstract: Any, dtype: DTypeLike = jnp.float32) -> Any:

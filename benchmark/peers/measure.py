@@ -43,6 +43,7 @@ class Spec(NamedTuple):
             0 everything is compiled and nothing timed.
         steps: of sampling.
         threads: CPU cores. device: "cpu" or "gpu".
+        dtype: that networks compute in, "float32" or "bfloat16"; what is trained is float32.
     """
 
     peer: str
@@ -53,6 +54,7 @@ class Spec(NamedTuple):
     steps: int
     threads: int
     device: str
+    dtype: str
 
 
 def begin(argument: str) -> Spec:

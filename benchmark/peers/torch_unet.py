@@ -24,7 +24,7 @@ from benchmark import families  # noqa: E402
 
 CONFIG = families.UNET[SPEC.family]
 DEVICE = "cuda" if SPEC.device == "gpu" else "cpu"
-DTYPE = torch.bfloat16 if SPEC.device == "gpu" else torch.float32
+DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}[SPEC.dtype]
 # What parts of the network are called in torch.
 PREFIXES = {
     "encoder": ("down_blocks.",),
@@ -144,7 +144,7 @@ def train(layout: str, task: str) -> None:
         run = compiled(unet)
         latents, timesteps, context = inputs(1, DEVICE, torch.float32)
         latents = latents.to(memory_format=LAYOUTS[layout])
-        mixed = torch.autocast(DEVICE, DTYPE) if DEVICE == "cuda" else contextlib.nullcontext()
+        mixed = torch.autocast(DEVICE, DTYPE) if DTYPE != torch.float32 else contextlib.nullcontext()
 
         def step() -> None:
             with mixed:
