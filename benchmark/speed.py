@@ -45,7 +45,10 @@ _STEPS = flags.DEFINE_integer("steps", 20, "Steps of sampling.")
 _THREADS = flags.DEFINE_integer("threads", 2, "CPU cores.")
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "What is computed in; bfloat16 on a GPU, float32 on a CPU."
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "Of what is computed; by default bfloat16 on a GPU, else float32.",
 )
 _MEMORY = flags.DEFINE_float("memory_gb", 20, "On a CPU: a peer that needs more is ended, and does not fit.")
 _FLAX = flags.DEFINE_string("flax_python", None, "Python of the environment of peers/flax_requirements.txt.")
@@ -140,8 +143,8 @@ def add(variants: dict[str, dict], result: dict[str, Any]) -> None:
 
 
 def count_flops(spec: Spec) -> dict[str, int]:
-    """Operations of each task, counted by torch on its meta device, the same for every peer."""
-    counter = spec._replace(peer="flops", dtype="float32")  # of which they do not depend
+    """Operations of each task, counted by torch on its meta device, the same for every peer and dtype."""
+    counter = spec._replace(peer="flops", dtype="float32")  # whose inputs fit tuned parts, too
     with tempfile.TemporaryDirectory() as caches:
         results, stopped = run_peer(sys.executable, MODULES["torch"], counter, Path(caches), float("inf"))
     if stopped:

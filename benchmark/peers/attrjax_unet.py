@@ -29,7 +29,9 @@ SCHEDULE = schedule_from_config(
 
 
 def prepared(params: dict) -> dict:
-    """Variables of inference: the parameters and, on a CPU, the transformed kernels of 3x3 convolutions."""
+    """Variables of inference: the parameters and, on a CPU in float32, the transformed kernels of 3x3
+    convolutions.
+    """
     transformed = SPEC.device == "cpu" and SPEC.dtype == "float32"
     return {"params": params} | ({"winograd": jax.jit(prepare)(params)} if transformed else {})
 

@@ -36,8 +36,8 @@ class Network(NamedTuple):
 
 
 def compute_dtype(spec: Spec) -> DTypeLike:
-    """That of the spec."""
-    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[spec.dtype]
+    """What networks compute in."""
+    return getattr(jnp, spec.dtype)
 
 
 def random_params(abstract: Any, dtype: DTypeLike = jnp.float32) -> Any:

@@ -24,7 +24,7 @@ from benchmark import families  # noqa: E402
 
 CONFIG = families.UNET[SPEC.family]
 DEVICE = "cuda" if SPEC.device == "gpu" else "cpu"
-DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}[SPEC.dtype]
+DTYPE = getattr(torch, SPEC.dtype)
 # What parts of the network are called in torch.
 PREFIXES = {
     "encoder": ("down_blocks.",),
