@@ -11,11 +11,12 @@ from PIL import Image
 
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.customize import customize
+from attrjax.attributes.painting import make_with
 from attrjax.attrworld.bundled import REFERENCES
 from attrjax.checkpoints.attribute import ATTRIBUTES, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline
 from attrjax.data.pictures import png_bytes
-from attrjax.generate import Settings, make_jobs, make_pictures
+from attrjax.generate import Settings, make_jobs
 from attrjax.report import page
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_whole
@@ -75,13 +76,10 @@ def learn(config: Mapping[str, Any], base: Path, directory: Path) -> Learned:
     prompts, pictures = {}, {}
     for name, asked in PROMPTS.items():
         chosen = attributes.values() if name == "both" else [attributes[name]]
-        tuned, adapters, stages, guidance = apply_attributes(
-            pipeline, [(one, 1.0) for one in chosen], digest=digest
-        )
+        applied = apply_attributes(pipeline, [(one, 1.0) for one in chosen], digest=digest)
         prompts[name] = [prompt.format(*words) for prompt in asked]
         jobs = make_jobs(prompts[name], SEEDS)
-        how = settings._replace(**guidance)
-        made = np.stack(list(make_pictures(tuned, jobs, how, adapters=adapters, stages=stages)))
+        made = np.stack(list(make_with(applied, jobs, settings)))
         pictures[name] = made.reshape(len(asked), len(SEEDS), *made.shape[1:])
         grid = labelled_grid(list(pictures[name]), prompts[name], [f"seed {seed}" for seed in SEEDS], "")
         write_whole(directory / f"{name}.png", png_bytes(grid))

@@ -30,7 +30,7 @@ from attrjax.models.vae import scale_latents, tiled_decode, unscale_latents
 from attrjax.parallel.mesh import local_mesh
 
 # What a seed's key is folded with, so that no two uses of a seed share random numbers.
-INITIAL_NOISE, STEP_NOISE, ENCODER_NOISE = range(3)
+INITIAL_NOISE, STEP_NOISE, ENCODER_NOISE, PAINT = range(4)
 # Latents of larger pictures are decoded in tiles of this side.
 TILE = 128
 
@@ -154,13 +154,17 @@ def make_pictures(
     jobs: Sequence[Job],
     settings: Settings,
     *,
-    init_picture: Float[np.ndarray, "H W 3"] | None = None,
+    init_picture: Float[np.ndarray, "*n H W 3"] | None = None,
     adapters: Mapping[str, Any] | None = None,
     stages: Sequence[Stage] = (),
     mesh: Mesh | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """``generate`` for any list of jobs, a picture at a time."""
+    """``generate`` for any list of jobs, a picture at a time; ``init_picture`` may be one for each."""
+    if init_picture is not None and init_picture.ndim == 4 and len(init_picture) != len(jobs):
+        raise ValueError(
+            f"{len(init_picture)} initial pictures for {len(jobs)} pictures: give one, or one each"
+        )
     mesh = None if mesh is None else devices_of(mesh)
     low, high = check_guidance(settings.guidance_interval, settings.guidance_rescale)
     sampler, schedule = choose_sampler(pipeline, settings)
@@ -171,7 +175,9 @@ def make_pictures(
         encode = text_encoder(pipeline, adapters)
         texts = {prompt: encode([prompt]) for prompt in dict.fromkeys(job.prompt for job in jobs)}
         negative = encode_negative(encode, settings.negative_prompt, pipeline.model_index)
-        moments = None if init_picture is None else _encode_picture(pipeline, init_picture, shape)
+        each = init_picture is not None and init_picture.ndim == 4
+        pictures = [] if init_picture is None else list(init_picture) if each else [init_picture]
+        moments = [_encode_picture(pipeline, picture, shape) for picture in pictures]
     sampling = {
         "unet": pipeline.unet.module,
         "scheduler": (
@@ -196,23 +202,27 @@ def make_pictures(
     stochastic = is_stochastic(sampler, settings.eta)
     devices = 1 if mesh is None else mesh.size
 
-    def begin(batch: Sequence[Job]) -> tuple:
+    def begin(batch: Sequence[Job], places: Sequence[int]) -> tuple:
         """What one device reads of its pictures."""
         noise = np.stack([initial_noise(job, shape) for job in batch])
         fresh = clean = None
         if stochastic:
             fresh = jnp.stack([step_noise(job.seed, evaluations, shape) for job in batch], axis=1)
-        if moments is not None:
-            clean = jnp.concatenate([_clean_latents(pipeline, moments, job.seed) for job in batch])
+        if moments:
+            own = [moments[place] if each else moments[0] for place in places]
+            seen = zip(batch, own, strict=True)
+            clean = jnp.concatenate([_clean_latents(pipeline, picture, job.seed) for job, picture in seen])
         text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[texts[job.prompt] for job in batch])
         return noise, clean, fresh, *conditions(pipeline, text, negative, settings, shape[:2])
 
     for first in range(0, len(jobs), devices * settings.batch_size):
         batch = list(jobs[first : first + devices * settings.batch_size])
         filled = batch + batch[-1:] * (devices * settings.batch_size - len(batch))
+        places = [min(first + i, len(jobs) - 1) for i in range(len(filled))]
         # Each device has a batch that one device alone would make, too.
         size = settings.batch_size
-        inputs = [begin(filled[i * size : (i + 1) * size]) for i in range(devices)]
+        own = [slice(i * size, (i + 1) * size) for i in range(devices)]
+        inputs = [begin(filled[part], places[part]) for part in own]
         given = inputs[0] if mesh is None else programs.place(mesh, inputs)
         with matmul_precision(pipeline):
             latents = programs.denoise(variables, staged, lows, *given, guidance, mesh=mesh, **sampling)

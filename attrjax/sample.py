@@ -3,6 +3,7 @@ set).
 """
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -17,14 +18,15 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from attrjax.attributes.apply import Applied, apply_attributes, guidance_of, other_word
+from attrjax.attributes.apply import Applied, Painting, apply_attributes, guidance_of, other_word
+from attrjax.attributes.painting import make_with, painted_word
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
 from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
 from attrjax.checkpoints.textual_inversion import load_textual_inversion, with_words
-from attrjax.data.pictures import load_picture, png_bytes
+from attrjax.data.pictures import load_cover, load_picture, png_bytes
 from attrjax.diffusion.guidance import check_guidance
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.generate import (
@@ -35,7 +37,6 @@ from attrjax.generate import (
     is_stochastic,
     latent_shape,
     make_jobs,
-    make_pictures,
     vae_factor,
 )
 from attrjax.models.adapters import Tree, bind, combine
@@ -50,6 +51,7 @@ T = TypeVar("T")
 MAY_CHANGE = ("prompts", "seeds", "batch_size", "cache_dir", "progress", "mesh")
 # Values that leave to the attributes' files, and without any to ``Settings``, how guidance acts.
 UNSET: dict[str, Any] = {"guidance_interval": (), "guidance_rescale": -1.0}
+AS_FILES_SAY = -1.0  # leaves to the attributes' files how pictures are painted
 
 
 def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
@@ -81,18 +83,35 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
         learned = [load_attribute(path) for path in config["attributes"]]
-        pipeline, adapters, stages, guidance = with_attributes(pipeline, adapters, learned, config)
-    settings = settings._replace(**{name: guidance[name] for name in UNSET if config[name] == UNSET[name]})
+        applied = with_attributes(pipeline, adapters, learned, config)
+    pipeline = applied.pipeline
+    # What is said of guidance goes before what the attributes' files say.
+    guidance = {name: getattr(settings, name) for name in UNSET if config[name] != UNSET[name]}
     if config["negative_attributes"]:
         said = [settings.negative_prompt] if settings.negative_prompt else []
         away = ", ".join([*said, *(other_said(one) for one in learned)])
         settings = settings._replace(negative_prompt=away)
     height, width = (side * vae_factor(pipeline) for side in latent_shape(pipeline, settings, jobs)[:2])
-    init_picture = load_picture(config["init_image"], height, width) if config["init_image"] else None
+    init_picture = init_cover = None
+    if config["init_image"]:
+        init_picture = load_picture(config["init_image"], height, width)
+        init_cover = load_cover(config["init_image"], config["init_mask"], height, width)
+    painted = [prompt for prompt in config["prompts"] if painted_word(applied, prompt)]
+    if config["init_mask"] and (init_picture is None or not painted):
+        raise ValueError(
+            "init_mask says what of init_image is painted, and nothing is: name an init_image, and in "
+            "attributes an appearance that was learned with a paint_strength"
+        )
     sampler, schedule = choose_sampler(pipeline, settings)
-    evaluations = len(plan(schedule, settings.steps).timesteps)
-    if init_picture is not None:
-        evaluations -= start_index(settings.strength, settings.steps)
+
+    def evaluations_of(prompt: str) -> int:
+        """How often the network is evaluated for a picture."""
+        whole, word = len(plan(schedule, settings.steps).timesteps), painted_word(applied, prompt)
+        if init_picture is not None:
+            return whole - start_index(settings.strength, settings.steps)
+        if word is None:
+            return whole
+        return 2 * whole - start_index(applied.paintings[word].strength, settings.steps)
 
     directory, first = Path(workdir), jax.process_index() == 0
     paths = [picture_path(directory, job) for job in jobs]
@@ -109,7 +128,8 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         "sampler": sampler,
         "stochastic": is_stochastic(sampler, settings.eta),
         "guidance": settings.guidance,
-        "evaluations": evaluations,
+        "evaluations": max(evaluations_of(job.prompt) for job in jobs),
+        "painted": painted,
         "height": height,
         "width": width,
         "pictures": [str(path.relative_to(directory)) for path in paths],
@@ -121,7 +141,9 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     )
     stepwise = per_step_progress(config["progress"])
     at_once = settings.batch_size * (mesh.size if mesh else 1)
-    total = evaluations * (-(-len(own) // at_once) * at_once if stepwise else len(own))
+    total = sum(evaluations_of(job.prompt) for job, _ in own)
+    if stepwise and own:  # batches are filled up
+        total = total * -(-len(own) // at_once) * at_once // len(own)
     logging.info("compiling; the bar begins with the first %s", "step" if stepwise else "picture")
     # A delay keeps it away until then.
     bar = tqdm(total=total, unit="step", leave=False, delay=0.001, disable=not first)
@@ -135,20 +157,20 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
                     bar.unpause()  # so that the time left does not count compilation
                 bar.update(settings.batch_size)
 
-        pictures = make_pictures(
-            pipeline,
+        pictures = make_with(
+            applied,
             [job for job, _ in own],
             settings,
+            guidance=guidance,
             init_picture=init_picture,
-            adapters=adapters,
-            stages=stages,
+            init_cover=init_cover,
             mesh=mesh,
             on_step=on_step if stepwise else None,
         )
-        for picture, (_, path) in zip(pictures, own, strict=True):
+        for picture, (job, path) in zip(pictures, own, strict=True):
             write_whole(path, png_bytes(picture))
             if not stepwise:
-                bar.update(evaluations)
+                bar.update(evaluations_of(job.prompt))
     timings["compile"] = round(sum(compiling), 3)
     if own:
         timings["per_picture"] = round((timings["make"] - timings["compile"]) / len(own), 3)
@@ -208,7 +230,7 @@ def with_attributes(
             ``apply_attributes``.
     """
     if not learned:
-        return Applied(pipeline, adapters, [], guidance_of([]))
+        return Applied(pipeline, adapters, [], guidance_of([]), {})
     chosen = with_strengths(learned, config["attribute_strengths"], "attribute")
     timesteps = [tuple(pair) for pair in config["attribute_timesteps"]]
     if timesteps and len(timesteps) != len(learned):
@@ -224,15 +246,35 @@ def with_attributes(
             )
     digest = weights_digest(pipeline.path, config["variant"] or None)
     applied = apply_attributes(
-        pipeline, chosen, digest=digest, timesteps=timesteps or None, force=config["force"]
+        pipeline,
+        chosen,
+        digest=digest,
+        timesteps=timesteps or None,
+        paint_strength=None if config["paint_strength"] == AS_FILES_SAY else config["paint_strength"],
+        force=config["force"],
     )
+    return _beside(applied, adapters)
+
+
+def _beside(applied: Applied, adapters: dict[str, Any]) -> Applied:
+    """Learned attributes with other adapters beside them, where a form is laid out, too."""
 
     def added(bound: Tree) -> Tree:
         return combine([adapters["unet"], bound]) if "unet" in adapters else bound
 
     stages = [stage._replace(adapters=added(stage.adapters)) for stage in applied.stages]
     unet = added(applied.adapters.get("unet", {}))
-    return applied._replace(adapters=adapters | ({"unet": unet} if unet else {}), stages=stages)
+    paintings = {
+        word: painting._replace(layout=functools.partial(_laid_out_beside, painting, adapters))
+        for word, painting in applied.paintings.items()
+    }
+    return applied._replace(
+        adapters=adapters | ({"unet": unet} if unet else {}), stages=stages, paintings=paintings
+    )
+
+
+def _laid_out_beside(painting: Painting, adapters: dict[str, Any]) -> Applied:
+    return _beside(painting.layout(), adapters)
 
 
 def other_said(learned: Attribute) -> str:

@@ -30,6 +30,7 @@ from jaxtyping import Float, UInt8
 
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.customize import customize
+from attrjax.attributes.painting import make_with
 from attrjax.attrworld import held_out_looks, held_out_shapes
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.captions import prompt
@@ -46,7 +47,7 @@ from attrjax.attrworld.scenes import Drawn, draw_scenes
 from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
-from attrjax.generate import Settings, make_jobs, make_pictures
+from attrjax.generate import Settings, make_jobs
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import write_whole
 from configs import appearance, shape
@@ -129,16 +130,19 @@ def pictures_of(
     strengths: Sequence[float] | None = None,
     negative: str = "",
     guidance: Mapping[str, Any] | None = None,
+    paint_strength: float | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """A picture of each prompt and seed, with what was learned; where none are given, strengths are 1 and
-    timesteps the files' own, as is how guidance acts beside what ``guidance`` has of ``Settings``.
+    timesteps the files' own, as are painting and how guidance acts beside what ``guidance`` has of
+    ``Settings``.
     """
     pairs = list(zip(learned, strengths or [1.0] * len(learned), strict=True))
-    tuned, adapters, stages, own = apply_attributes(pipeline, pairs, digest=digest, timesteps=timesteps)
+    applied = apply_attributes(
+        pipeline, pairs, digest=digest, timesteps=timesteps, paint_strength=paint_strength
+    )
     jobs = make_jobs(prompts, SEEDS)
     settings = Settings(negative_prompt=negative, steps=20, guidance=4.0, batch_size=8)
-    settings = settings._replace(**own, **(guidance or {}))
-    return np.stack(list(make_pictures(tuned, jobs, settings, adapters=adapters, stages=stages)))
+    return np.stack(list(make_with(applied, jobs, settings, guidance=guidance)))
 
 
 def measured(

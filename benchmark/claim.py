@@ -85,6 +85,7 @@ def main() -> None:
                             "sampling_timesteps": (0, 1000),
                             "guidance_interval": (0, 1000),
                             "guidance_rescale": 0.0,
+                            "paint_strength": 0.0,
                         }
                         source = given.out / "references" / f"{name}.png"
                         one = learn(path, source, attribute, changes)

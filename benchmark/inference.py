@@ -4,8 +4,8 @@ python -m benchmark.inference --out=runs/inference
 
 References of the set ``composed`` (see ``benchmark.attributes``, whose runs with the same ``--out`` it takes)
 are learned by the default recipes and sampled in several ways: at several ranges of timesteps, at other
-strengths, with guidance away from the reference's other attribute, without guidance at the last timesteps;
-alone, and in pairs of one reference's
+strengths, with guidance away from the reference's other attribute, without guidance at the last timesteps,
+painted or not; alone, and in pairs of one reference's
 shape with another's appearance, of which each shape is in two. A run that is there is not made again.
 ``--set`` names another recipe, as there.
 """
@@ -13,7 +13,7 @@ shape with another's appearance, of which each shape is in two. A run that is th
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -41,8 +41,8 @@ from benchmark.attributes import (
 
 class Way(NamedTuple):
     """How an attribute acts: at timesteps [low, high), at a strength, with its ``negative_attributes``, with
-    guidance from a timestep up, and with a share of guidance's contrast taken back (``guidance_rescale``);
-    None for what its file says.
+    guidance from a timestep up, with a share of guidance's contrast taken back (``guidance_rescale``), and
+    painted with a share of the steps behind it (``paint_strength``); None for what its file says.
     """
 
     low: int
@@ -51,6 +51,7 @@ class Way(NamedTuple):
     negative: bool = False
     guided: int | None = None
     rescaled: float | None = None
+    painted: float | None = None
 
 
 ALONE = {
@@ -59,6 +60,8 @@ ALONE = {
         *(Way(0, 750, 0.8), Way(0, 750, 1.2), Way(0, 750, 1.4), Way(0, 750, negative=True)),
         *(Way(0, 750, guided=0), Way(0, 750, guided=450), Way(0, 750, guided=550), Way(0, 750, guided=650)),
         *(Way(0, 750, rescaled=0.4), Way(0, 750, rescaled=0.7)),
+        *(Way(0, 750, painted=0.0), Way(0, 750, painted=0.2), Way(0, 750, painted=0.3)),
+        *(Way(0, 750, painted=0.5), Way(0, 750, painted=0.6)),
     ],
     "shape": [
         *(Way(0, 1000), Way(200, 1000), Way(400, 1000)),
@@ -78,6 +81,7 @@ COMPOSED = [
     (Way(400, 1000), Way(0, 850)),
     (Way(200, 1000), Way(0, 750, guided=0)),
     (Way(200, 1000), Way(0, 750, rescaled=0.7)),
+    (Way(200, 1000), Way(0, 750, painted=0.0)),
 ]
 PARTNERS = (1, 3)  # whose appearance a shape gets, counted from its own reference
 
@@ -111,10 +115,12 @@ def main() -> None:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
         print(lines[-1], flush=True)
 
-    say(["attribute", "acts at", "strength", "negative", "guided from", "rescaled by", *MEASURES])
-    say(["---"] * (6 + len(MEASURES)))
+    say(["attribute", "acts at", "strength", "negative", "guided from", "rescaled by", "painted", *MEASURES])
+    say(["---"] * (7 + len(MEASURES)))
     for attribute, ones in learned.items():
         for way in ALONE[attribute]:
+            if way.painted and ones[0].material is None:
+                continue  # learned with paint_strength=0
             found = []
             for index, one in enumerate(ones):
                 made = pictures_in(pipeline, digest, [one], [way], prompts_for(attribute, one.word))
@@ -127,15 +133,16 @@ def main() -> None:
         for ways in COMPOSED:
             shares = composed_in(pipeline, digest, judges, all_, learned, ways)
             said = (
-                "{} to {} at {}, guided from {}, rescaled by {}".format(*way[:3], *told(way)) for way in ways
+                "{} to {} at {}, guided from {}, rescaled by {}, painted {}".format(*way[:3], *told(way))
+                for way in ways
             )
             say([*said, *(f"{100 * share:.1f}" for share in shares)])
     write_whole(given.out / "inference.md", ("\n".join(lines) + "\n").encode())
 
 
 def told(way: Way) -> list[float | str]:
-    """From which timestep there is guidance, and how it is rescaled, as tables say it."""
-    return ["its own" if value is None else value for value in (way.guided, way.rescaled)]
+    """From which timestep there is guidance, how it is rescaled, and painting, as tables say it."""
+    return ["its own" if value is None else value for value in (way.guided, way.rescaled, way.painted)]
 
 
 def composed_in(
@@ -168,7 +175,8 @@ def pictures_in(
     """Pictures of prompts with attributes that act in ways of their own."""
     guided = [way.guided for way in ways if way.guided is not None]
     rescaled = [way.rescaled for way in ways if way.rescaled is not None]
-    guidance = {"guidance_interval": (max(guided), 1000)} if guided else {}
+    painted = [way.painted for way in ways if way.painted is not None]
+    guidance: dict[str, Any] = {"guidance_interval": (max(guided), 1000)} if guided else {}
     guidance |= {"guidance_rescale": max(rescaled)} if rescaled else {}
     away = ", ".join(other_said(one) for one, way in zip(learned, ways, strict=True) if way.negative)
     return pictures_of(
@@ -180,6 +188,7 @@ def pictures_in(
         strengths=[way.strength for way in ways],
         negative=away,
         guidance=guidance,
+        paint_strength=painted[0] if painted else None,
     )
 
 

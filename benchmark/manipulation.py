@@ -3,7 +3,8 @@
 python -m benchmark.attributes --out=runs/attributes --attributes appearance      # what it takes
 python -m benchmark.manipulation --out=runs/attributes
 
-Each reference's picture is what sampling begins from (img2img), with the appearance of the next reference.
+Each reference's picture is what sampling begins from (img2img), with the appearance of the next reference,
+whose material its foreground is painted with, or not.
 The judges say, of the pictures at each strength, in how many the shape is still nearest to the picture's own,
 and the appearance to that which was learned, among all references (chance: 1 / n). Writes
 ``manipulation.md`` and ``manipulation.png``.
@@ -17,17 +18,19 @@ from absl import logging
 from jaxtyping import UInt8
 
 from attrjax.attributes.apply import apply_attributes
+from attrjax.attributes.painting import as_floats, make_with
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.judges import load_judges
 from attrjax.checkpoints.attribute import Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
-from attrjax.generate import Settings, generate
+from attrjax.generate import Settings, make_jobs
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import write_whole
 from benchmark.attributes import SEEDS, in_percent, references, right_in_both
 
-STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+Way = tuple[bool, float]  # whether it is painted, and the strength
 
 
 def main() -> None:
@@ -45,47 +48,50 @@ def main() -> None:
     learned = [load_attribute(where / name) for name in all_.names]
 
     shown = []
-    rights: dict[float, list[tuple[float, float, float]]] = {strength: [] for strength in STRENGTHS}
+    ways = [(painted, strength) for painted in (True, False) for strength in STRENGTHS]
+    rights: dict[Way, list[tuple[float, float, float]]] = {way: [] for way in ways}
     for i, picture in enumerate(all_.pictures):
         j = (i + 1) % len(learned)
-        made = redrawn(pipeline, learned[j], digest, picture)
-        for strength, pictures in made.items():
-            rights[strength].append(right_in_both(judges, all_, i, j, pictures))
+        made = {way: redrawn(pipeline, learned[j], digest, picture, *way) for way in ways}
+        for way, pictures in made.items():
+            rights[way].append(right_in_both(judges, all_, i, j, pictures))
         shown.append([picture, all_.pictures[j], *(pictures[0] for pictures in made.values())])
     table = as_markdown(rights)
     write_whole(given.out / "manipulation.md", table.encode())
-    columns = ["picture", "appearance of", *(f"strength {strength}" for strength in STRENGTHS)]
+    columns = [
+        "picture",
+        "appearance of",
+        *(f"{'painted' if painted else 'plain'} {strength}" for painted, strength in ways),
+    ]
     rows = [f"{i + 1}" for i in range(len(shown))]
     write_whole(given.out / "manipulation.png", png_bytes(labelled_grid(shown, rows, columns)))
     print(table)
 
 
 def redrawn(
-    pipeline: Pipeline, attribute: Attribute, digest: str, picture: UInt8[np.ndarray, "h w 3"]
-) -> dict[float, UInt8[np.ndarray, "n h w 3"]]:
-    """A picture made anew from part of the way, with an appearance: by strength, one of each seed."""
-    tuned, adapters, stages, guidance = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
-    return {
-        strength: generate(
-            tuned,
-            [f"an object made of {attribute.word}"],
-            SEEDS,
-            Settings(steps=20, guidance=4.0, strength=strength, batch_size=len(SEEDS), **guidance),
-            init_picture=picture.astype(np.float32) / 127.5 - 1,
-            adapters=adapters,
-            stages=stages,
-        )
-        for strength in STRENGTHS
-    }
+    pipeline: Pipeline,
+    attribute: Attribute,
+    digest: str,
+    picture: UInt8[np.ndarray, "h w 3"],
+    painted: bool,
+    strength: float,
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """A picture made anew from part of the way, with an appearance, once for each seed."""
+    applied = apply_attributes(
+        pipeline, [(attribute, 1.0)], digest=digest, paint_strength=None if painted else 0.0
+    )
+    jobs = make_jobs([f"an object made of {attribute.word}"], SEEDS)
+    settings = Settings(steps=20, guidance=4.0, strength=strength, batch_size=len(SEEDS))
+    return np.stack(list(make_with(applied, jobs, settings, init_picture=as_floats(picture))))
 
 
-def as_markdown(rights: dict[float, list[tuple[float, float, float]]]) -> str:
-    """Means over references in percent, with 95 % bootstrap intervals, by strength."""
+def as_markdown(rights: dict[Way, list[tuple[float, float, float]]]) -> str:
+    """Means over references in percent, with 95 % bootstrap intervals, painted or not and by strength."""
     generator = np.random.default_rng(0)
-    lines = ["| strength | shape kept | appearance found | both |", "|---:|---|---|---|"]
-    for strength, shares in rights.items():
+    lines = ["| painted | strength | shape kept | appearance found | both |", "|---|---:|---|---|---|"]
+    for (painted, strength), shares in rights.items():
         cells = [in_percent(values, generator) for values in zip(*shares, strict=True)]
-        lines.append(f"| {strength} | " + " | ".join(cells) + " |")
+        lines.append(f"| {'yes' if painted else 'no'} | {strength} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

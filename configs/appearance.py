@@ -24,6 +24,10 @@ RECIPE: dict[str, Any] = {
     "sampling_timesteps": (0, 750),  # the base lays out the form before
     "guidance_interval": (500, 1000),  # below, it takes fine patterns' second colour away
     "guidance_rescale": 0.0,
+    # 0 to 1: the base lays the form out without the appearance, the reference's material is laid on it, and
+    # this share of the steps makes the whole anew; 0 for no painting, -1 for what suits the base: 0.4 for the
+    # bundled one, 0 for others, in whose pictures the bundled segmenter may not find what is to be painted.
+    "paint_strength": -1.0,
     "trained_as_sampled": True,  # and what the word says to it then is learned
     # Of pairs.appearance_pair: a patch's size where 1 is how thick the reference is, the material's zoom, its
     # turn in radians, its bend in sides of the picture, and how often a patch is mirrored.

@@ -37,6 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sampling_timesteps = config.other.sampling_timesteps = (0, 1000)
     config.guidance_interval = config.other.guidance_interval = (0, 1000)
     config.guidance_rescale = config.other.guidance_rescale = 0.0
+    config.paint_strength = config.other.paint_strength = 0.0
     config.steps = config.other.steps = 1000
     config.batch_size = 1
     config.optimizer = ConfigDict(

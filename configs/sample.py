@@ -48,6 +48,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # What they begin with.
     config.latents = ""  # .npy [n, h, w, c] of N(0, 1) noise; n is prompts x seeds, or seeds
     config.init_image = ""  # a picture to begin from
+    # What of it is painted with an appearance: a picture of the same size, white there. Without one its
+    # transparency says it, or what a segmenter finds, which knows pictures like the bundled base's.
+    config.init_mask = ""
     config.strength = 0.8  # 0 to 1: how much of it is made anew
 
     # What is added to the base.
@@ -59,6 +62,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # For each the timesteps at which its weights act, as in ((300, 1000), (0, 700)): 1000 is noise, 0 the
     # picture. None for what the files say.
     config.attribute_timesteps = ()
+    # 0 to 1: how much of a picture is made anew once its form is painted with an appearance's material; 0 for
+    # no painting, -1 for what the files say. With an init_image that is painted, and strength says it.
+    config.paint_strength = -1.0
     config.negative_attributes = False  # guide away from the references' other attributes, too
     config.force = False  # apply attributes that were learned on another base
 

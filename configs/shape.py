@@ -62,6 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # At which guidance acts beside it in sampling, and how much of guidance's contrast is taken back.
     config.guidance_interval = (0, 1000)
     config.guidance_rescale = 0.7
+    config.paint_strength = 0.0  # of an appearance's pictures, configs/appearance.py says what it is
     # Whether it is trained at sampling_timesteps alone; at the others the word alone then is, for the base's
     # own UNet.
     config.trained_as_sampled = False

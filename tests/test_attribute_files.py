@@ -69,7 +69,7 @@ def test_a_saved_attribute_makes_the_picture_that_it_made_before(base, tmp_path,
     assert (stored.vectors != attribute.vectors).any()  # which has more bits
     pictures = []
     for one in (attribute, read):
-        tuned, adapters, stages, _ = apply_attributes(pipeline, [(one, 1.0)], digest=digest)
+        tuned, adapters, stages, *_ = apply_attributes(pipeline, [(one, 1.0)], digest=digest)
         pictures.append(picture(tuned, "a red <it>", adapters))
     assert np.abs(pictures[0] - pictures[1]).mean() < 2  # what float16 loses
     assert np.abs(pictures[0] - picture(pipeline, "a red cat")).mean() > 4

@@ -1,7 +1,7 @@
 """A base with learned attributes: their words in its vocabulary, their changes in its UNet."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,12 +28,30 @@ class Applied(NamedTuple):
         stages: the UNet's weights and adapters by timestep, for ``generate``; empty where all timesteps have
             the same.
         guidance: how guidance is to act beside the attributes, as fields of ``generate.Settings``.
+        paintings: by the words of appearances that are painted (``painting``).
     """
 
     pipeline: Pipeline
     adapters: dict[str, Any]
     stages: list[Stage]
     guidance: dict[str, Any]
+    paintings: dict[str, "Painting"]
+
+
+class Painting(NamedTuple):
+    """What a picture with an appearance is painted with.
+
+    Attributes:
+        layout: makes the same without any appearances that are painted, which the form is made with.
+        attribute: of which there is material.
+        opacity: of the paint, in [0, 1].
+        strength: in (0, 1], how much of the painted picture is made anew.
+    """
+
+    layout: Callable[[], Applied]
+    attribute: Attribute
+    opacity: float
+    strength: float
 
 
 def apply_attributes(
@@ -42,6 +60,7 @@ def apply_attributes(
     *,
     digest: str,
     timesteps: Sequence[tuple[int, int]] | None = None,
+    paint_strength: float | None = None,
     force: bool = False,
 ) -> Applied:
     """A base that knows learned attributes, each at a strength.
@@ -55,11 +74,12 @@ def apply_attributes(
         digest: ``weights_digest`` of the base.
         timesteps: for each attribute the timesteps [low, high) at which its weights act; the word acts at
             all. None for what the files say.
+        paint_strength: of appearances, in [0, 1]; 0 does not paint them, None is what the files say.
         force: apply what was learned on another base, where its shapes allow it.
 
     Raises:
-        ValueError: an attribute belongs to another base, two have one word, shapes do not fit, or timesteps
-            are no range.
+        ValueError: an attribute belongs to another base, two have one word, shapes do not fit, timesteps are
+            no range, or there is nothing to paint with that is to be painted.
     """
     words = [attribute.word for attribute, _ in attributes]
     if len(set(words)) < len(words):
@@ -75,6 +95,7 @@ def apply_attributes(
                 f"{MAX_TIMESTEP}"
             )
     base = flatten_dict(pipeline.unet.params, sep="/")
+    untouched = pipeline
     for attribute, strength in attributes:
         if attribute.base != digest and not force:
             raise ValueError(
@@ -109,7 +130,49 @@ def apply_attributes(
     unet = pipeline.unet._replace(params=stages[0].params)
     adapters = {"unet": stages[0].adapters} if stages[0].adapters else {}
     guidance = guidance_of([attribute for attribute, strength in attributes if strength])
-    return Applied(pipeline._replace(unet=unet), adapters, stages if len(stages) > 1 else [], guidance)
+    paintings = _paintings(untouched, attributes, digest, timesteps, paint_strength, force)
+    return Applied(
+        pipeline._replace(unet=unet), adapters, stages if len(stages) > 1 else [], guidance, paintings
+    )
+
+
+def _paintings(
+    pipeline: Pipeline,
+    attributes: Sequence[tuple[Attribute, float]],
+    digest: str,
+    timesteps: Sequence[tuple[int, int]] | None,
+    asked: float | None,
+    force: bool,
+) -> dict[str, Painting]:
+    """Of the appearances that act; the arguments are those of ``apply_attributes``."""
+    if asked is not None and not 0 <= asked <= 1:
+        raise ValueError(
+            f"paint_strength={asked} must be from 0 to 1, the share of the steps behind painting"
+        )
+    strengths = {
+        one.word: one.recipe.get("paint_strength", 0.0) if asked is None else asked
+        for one, strength in attributes
+        if one.attribute == "appearance" and strength > 0
+    }
+    acting = {one.word: (one, strength) for one, strength in attributes if strengths.get(one.word)}
+    for one, _ in acting.values():
+        if one.material is None:
+            raise ValueError(
+                f"the file of {one.word} does not hold its reference's material, which it would be painted "
+                "with: sample with --config.paint_strength=0, or learn it with --config.paint_strength=0.4"
+            )
+    layout = functools.partial(
+        apply_attributes,
+        pipeline,
+        [(one, 0.0 if one.word in acting else strength) for one, strength in attributes],
+        digest=digest,
+        timesteps=timesteps,
+        force=force,
+    )
+    return {
+        word: Painting(layout, one, min(strength, 1.0), strengths[word])
+        for word, (one, strength) in acting.items()
+    }
 
 
 def sampling_timesteps(attribute: Attribute) -> tuple[int, int]:

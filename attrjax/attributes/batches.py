@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Key
 from attrjax.attributes import pairs
 from attrjax.attributes.conditioning import see
 from attrjax.attributes.fusion import places_of
-from attrjax.attributes.learner import DATA, HERE, PRIOR, Base, Learner, foreground
+from attrjax.attributes.learner import DATA, HERE, PRIOR, Base, Learner
 from attrjax.attributes.pair_prompts import framed, prior_prompts, say
 from attrjax.attributes.sources import continued, pure
+from attrjax.attrworld.judges import LEAST_FOREGROUND, foreground
 from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.compiling import quick
@@ -22,8 +23,6 @@ from attrjax.data.prompts import tokenize
 from attrjax.generate import Job, Settings, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
 from attrjax.runs import plain
-
-LEAST = 0.01  # of a picture, that a foreground must cover to be crossed with
 
 
 class Tools(NamedTuple):
@@ -182,7 +181,7 @@ def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, 
     if not config["crossed"]:
         return own
     masks = np.stack([foreground(base.judges, picture) for picture in made])
-    found = np.flatnonzero(masks.mean((1, 2)) > LEAST)
+    found = np.flatnonzero(masks.mean((1, 2)) > LEAST_FOREGROUND)
     known = np.asarray(_surfaces(made, masks)) if config["attribute"] == "shape" else masks
     return {**own, "known": known[found], "crossed": [crossed[i] for i in found]}
 

@@ -55,6 +55,13 @@ def export(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
                 "learn it with --config.fusion=placeholder to export it"
             )
     check_run(workdir, config, resume=resume, may_change=())
+    for attribute, _ in pairs:
+        if attribute.material is not None:
+            logging.info(
+                "pictures with %s are painted here and not by other software: it makes them as "
+                "--config.paint_strength=0 does",
+                attribute.word,
+            )
     directory = Path(workdir)
     if form == "diffusers":
         written = [_save_base(config, pairs, directory / "base")]

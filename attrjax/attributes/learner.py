@@ -21,10 +21,11 @@ from attrjax.attributes.conditioning import (
     new_word,
     see,
 )
+from attrjax.attributes.painting import material_from
 from attrjax.attributes.partition import Partition, join, rules_of, split
 from attrjax.attributes.recognition import find_filters, recognized
 from attrjax.attrworld.bundled import REFERENCES, base_or_bundled
-from attrjax.attrworld.judges import Judges, load_judges, segment
+from attrjax.attrworld.judges import Judges, foreground, load_judges
 from attrjax.checkpoints.attribute import ATTRIBUTES, Attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
@@ -43,6 +44,7 @@ DATA, PRIOR, INIT = range(3)
 PAIRS = ("destroyed", "whole")
 # float16's gradients would need a scaled loss.
 DTYPES = ("float32", "bfloat16")
+PAINT_STRENGTH = 0.4  # on the bundled base
 HERE = "{}"  # where a probe's prompt has the placeholder
 
 
@@ -111,6 +113,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     if config["steps"]:
         make_optimizer(steps=config["steps"], **config["optimizer"])
     check_guidance(config["guidance_interval"], config["guidance_rescale"])
+    if not (0 <= config["paint_strength"] <= 1 or config["paint_strength"] == -1):
+        raise ValueError(
+            f"paint_strength={config['paint_strength']} must be from 0 to 1, or -1 for what suits the base"
+        )
+    if config["attribute"] == "shape" and config["paint_strength"] > 0:
+        raise ValueError("paint_strength is of appearances: a shape has no material to paint with")
     if config["patience"] < 0:
         raise ValueError(f"patience={config['patience']} must be a number of probes, or 0 for no end by them")
     if config["fusion"] not in FUSIONS:
@@ -165,14 +173,6 @@ def read_reference(config: Mapping[str, Any], base: Base) -> Reference:
         size=latent_shape(base.pipeline, settings, [])[0] * vae_factor(base.pipeline),
         segmenter=lambda picture: foreground(base.judges, picture),
     )
-
-
-def foreground(judges: Judges, picture: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
-    """The bundled segmenter's mask, in the picture's size."""
-    height, width = picture.shape[:2]
-    small = np.asarray(jax.image.resize(picture, (64, 64, 3), "cubic", antialias=True))
-    mask = segment(judges, np.clip(small, -1, 1)[None])[0]
-    return np.clip(np.asarray(jax.image.resize(mask, (height, width), "linear")), 0, 1)
 
 
 def make_learner(config: Mapping[str, Any], base: Base) -> Learner:
@@ -350,6 +350,17 @@ def _drawn_range(
     return (acting[0] <= t) & (t < acting[1]), (bounds[index], bounds[index + 1])
 
 
+def paint_strength(config: Mapping[str, Any]) -> float:
+    """How much of a painted picture is made anew; 0 where none is painted.
+
+    The segmenter that finds what is painted knows pictures like those of the bundled base.
+    """
+    if config["attribute"] == "shape":
+        return 0.0
+    suits = 0.0 if config["base"] else PAINT_STRENGTH
+    return config["paint_strength"] if config["paint_strength"] >= 0 else suits
+
+
 def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tuned: bool) -> Attribute:
     """What a file keeps of trained parameters: the reference itself is what the filter then sees.
 
@@ -366,6 +377,7 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
         *("pairs", "draw", "crossed", "timesteps", "sampling_timesteps", "trained_as_sampled"),
         *("guidance_interval", "guidance_rescale"),
     )
+    paint, reference = paint_strength(config), learner.reference
     return Attribute(
         attribute=config["attribute"],
         word=learner.word.text,
@@ -377,6 +389,8 @@ def to_attribute(params: Any, learner: Learner, config: Mapping[str, Any], *, tu
         weights={name: np.asarray(leaf) for name, leaf in weights.items() if tuned},
         adapter={name: np.asarray(leaf) for name, leaf in adapter.items() if tuned},
         recipe={name: plain(config[name]) for name in keep}
+        | {"paint_strength": paint}
         | {"example": config["probe"]["prompts"][0].replace(HERE, learner.word.text)},
         fusion=flatten_dict(jax.device_get(params["fusion"]), sep="/") if learner.fusion == "cross" else None,
+        material=material_from(reference.picture, reference.mask) if paint else None,
     )

@@ -19,17 +19,15 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from attrjax.attributes.silhouettes import blur, draw_silhouette, relief
-from attrjax.attributes.sources import continued, depth, pure
+from attrjax.attributes.material import Material, laid_out, material_of
+from attrjax.attributes.silhouettes import blur, draw_silhouette, shaded
+from attrjax.attributes.sources import pure
 from attrjax.attributes.textures import (
     Range,
     between,
     draw_backdrop,
     draw_texture,
-    smooth_noise,
 )
-
-CELLS = 12  # patches of an appearance along a side, at most
 
 
 class Painted(NamedTuple):
@@ -155,17 +153,9 @@ def appearance_pair(
         evened: how much of the light and shadow is taken away, that the reference's own body threw.
         body: of the new silhouette's relief that is added.
     """
-    inside = pure(mask)
-    deep = depth(inside)
-    filled = continued((picture + 1) / 2, inside)
-    light = filled.mean(-1)
-    sigma = 0.15 * min(mask.shape)
-    even = blur(light, sigma) / blur(jnp.ones_like(light), sigma)
-    # What light does to each pixel, relative to the mean over the object.
-    lit = (even + 0.02) / ((even * inside).sum() / (inside.sum() + 1e-3) + 0.02)
-
+    material = material_of(picture, mask)
     draw = functools.partial(
-        _cut, filled=filled, lit=lit, deep=deep, patch=patch, zoom=zoom, turn=turn,
+        _cut, material=material, patch=patch, zoom=zoom, turn=turn,
         elastic=elastic, flip=flip, evened=evened, body=body,
     )  # fmt: skip
     return _both(key, draw, form)
@@ -232,7 +222,7 @@ def _painted(
     lit = map_coordinates(lit, (at[..., 0], at[..., 1]), 1, mode="nearest")
 
     paint, pattern, colours = draw_texture(textures, height, width)
-    light = (1 + between(u[4], shading) * (lit - 1)) * _body(bodies, mask, body)
+    light = (1 + between(u[4], shading) * (lit - 1)) * shaded(bodies, mask, body)
     if surface is not None:
         paint, light = surface, (1 + light) / 2  # light falls on it already
     paint = paint * jnp.clip(light, 0.5, 1.4)[..., None]
@@ -244,9 +234,7 @@ def _cut(
     key: Key[Array, ""],
     form: Float[Array, "h w"] | None = None,
     *,
-    filled: Float[Array, "h w 3"],
-    lit: Float[Array, "h w"],
-    deep: Float[Array, "h w"],
+    material: Material,
     patch: Range,
     zoom: Range,
     turn: float,
@@ -255,58 +243,17 @@ def _cut(
     evened: Range,
     body: Range,
 ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"], Cut]:
-    """A picture in [-1, 1] of a new silhouette made of the material; its mask; and what was drawn.
-
-    ``filled`` is the material in [0, 1], everywhere; ``lit`` the light on it; ``deep`` how far inside it is.
-    """
+    """A picture in [-1, 1] of a new silhouette made of the material; its mask; and what was drawn."""
     keys = jax.random.split(key, 7)
-    u = jax.random.uniform(keys[0], (6,))
-    height, width, _ = filled.shape
-    side = min(height, width)
-    evenly = filled / jnp.maximum(lit, 0.2)[..., None] ** between(u[0], evened)
-
-    # A grid of patches, turned and bent: u and v count patches.
-    grid = jnp.stack(jnp.mgrid[:height, :width], -1) + 0.5
-    thickness = 2 * (deep**2).sum() / (deep.sum() + 1e-3)
-    cell = jnp.maximum(between(u[1], patch) * thickness, side / (CELLS - 2))
-    bends = [smooth_noise(k, height, width, 5) for k in jax.random.split(keys[1])]
-    bend = elastic * side * jnp.stack(bends, -1)
-    cells = (grid + bend) / cell + u[2:4]
-
-    # Each patch shows the surroundings of a place of its own, deep inside.
-    chosen = jax.random.choice(keys[2], deep.size, (CELLS, CELLS), p=deep.reshape(-1) ** 2)
-    sources = jnp.stack(jnp.unravel_index(chosen, deep.shape), -1) + 0.5
-    mirrors = 1.0 - 2.0 * jax.random.bernoulli(keys[3], flip, (CELLS, CELLS, 1)) * jnp.array([0.0, 1.0])
-    angle = turn * between(u[4], (-1, 1))
-    rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
-    inward = cell / between(u[5], zoom)
-
-    # Between the middles of four patches their colours are faded, within an eighth of a patch.
-    low = jnp.floor(cells - 0.5)
-    fade = jnp.clip(0.5 + 8 * (cells - 0.5 - low - 0.5), 0, 1)
-
-    def part(corner: Int[Array, " 2"]) -> Float[Array, "h w 3"]:
-        patches = low + corner
-        index = jnp.clip(patches.astype(int), 0, CELLS - 1)
-        source, mirror = (of[index[..., 0], index[..., 1]] for of in (sources, mirrors))
-        at = source + inward * mirror * (cells - patches - 0.5) @ rotation - 0.5
-        weight = jnp.where(corner == 1, fade, 1 - fade).prod(-1)
-        return weight[..., None] * _sample(evenly, at)
-
-    colour = jax.vmap(part)(jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])).sum(0)
-
+    colour = laid_out(
+        list(keys[:4]), material, patch=patch, zoom=zoom, turn=turn, elastic=elastic, flip=flip, evened=evened
+    )
+    height, width = material.deep.shape
     mask, silhouette = draw_silhouette(keys[4], height, width)
     mask = mask if form is None else form
-    colour = colour * _body(keys[5], mask, body)[..., None]
+    colour = colour * shaded(keys[5], mask, body)[..., None]
     picture, backdrop = _before_backdrop(keys[6], colour, mask)
     return picture, mask, Cut(silhouette, backdrop)
-
-
-def _body(key: Key[Array, ""], mask: Float[Array, "h w"], amount: Range) -> Float[Array, "h w"]:
-    """A random part of the mask's relief in light from above or a side, 1 in the mean."""
-    u = jax.random.uniform(key, (3,))
-    light = jnp.stack([between(u[0], (-0.8, 0.8)), between(u[1], (-0.8, 0.1))])
-    return 1 + between(u[2], amount) * (relief(mask, light) - 1)
 
 
 def _before_backdrop(
@@ -328,10 +275,3 @@ def _box(mask: Float[Array, "h w"]) -> tuple[Float[Array, " 2"], Float[Array, " 
         low.append(jnp.argmax(there))
         high.append(n - jnp.argmax(there[::-1]))
     return jnp.stack(low).astype(jnp.float32), jnp.stack(high).astype(jnp.float32)
-
-
-def _sample(picture: Float[Array, "h w c"], at: Float[Array, "h w 2"]) -> Float[Array, "h w c"]:
-    """Colours at rows and columns, with linear interpolation; mirrored beyond the picture."""
-    places = (at[..., 0], at[..., 1])
-    of = jax.vmap(lambda channel: map_coordinates(channel, places, 1, mode="mirror"), -1, -1)
-    return of(picture)

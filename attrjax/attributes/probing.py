@@ -12,13 +12,16 @@ from absl import logging
 from jaxtyping import Float, UInt8
 
 from attrjax.attributes import measure
-from attrjax.attributes.apply import apply_attributes
-from attrjax.attributes.learner import HERE, Base, Learner, foreground, to_attribute
+from attrjax.attributes.apply import apply_attributes, guidance_of
+from attrjax.attributes.learner import HERE, Base, Learner, paint_strength, to_attribute
 from attrjax.attributes.measure import Probe
+from attrjax.attributes.painting import as_floats, make_with, painted
 from attrjax.attributes.partition import describe
 from attrjax.attributes.report import write_report
+from attrjax.attrworld.judges import foreground
 from attrjax.checkpoints.attribute import FILE_NAME, Attribute, as_stored, load_attribute, save_attribute
 from attrjax.checkpoints.pipeline import Pipeline
+from attrjax.data.pictures import to_uint8
 from attrjax.generate import Job, Settings, make_jobs, make_pictures
 from attrjax.runs import RECORD, peak_memory, timed, write_record
 
@@ -72,16 +75,19 @@ def open_run(
 
 def pictures_before(config: Mapping[str, Any], pipeline: Pipeline) -> Pictures:
     """Pictures of the untuned base, with the initial word in the place of the placeholder."""
-    return np.stack(list(make_pictures(pipeline, _jobs(config, config["initial"]), _settings(config))))
+    settings = _settings(config)
+    if paint_strength(config):
+        # They are the forms that are painted: made as without an appearance.
+        settings = settings._replace(**guidance_of([]))
+    return np.stack(list(make_pictures(pipeline, _jobs(config, config["initial"]), settings)))
 
 
 def pictures_with(run: Run, attribute: Attribute) -> Pictures:
     """The same with what was learned, from the same noise."""
     learner = run.learner
-    tuned, adapters, stages, _ = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
+    applied = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
     jobs = _jobs(run.config, learner.word.text)
-    made = make_pictures(tuned, jobs, _settings(run.config), adapters=adapters, stages=stages)
-    return np.stack(list(made))
+    return np.stack(list(make_with(applied, jobs, _settings(run.config), layouts=run.before)))
 
 
 def look(run: Run, step: int, params: Any) -> bool:
@@ -178,12 +184,25 @@ def finish(run: Run, started: float) -> tuple[dict[str, Any], Pictures]:
     }
     write_record(directory, config, {"results": results})
     jobs = [(job.prompt, job.seed) for job in _jobs(config, learner.word.text)]
-    write_report(directory, config, learner.reference, jobs, run.before, after, probes, results)
+    write_report(
+        directory, config, learner.reference, jobs, run.before, after, probes, results, _painted(run)
+    )
     logging.info(
         "the step that is kept is %d: gain %.3f, leakage %.3f; wrote %s (%.2f MB) and index.html",
         *(best.step, best.gain, best.leakage, directory / FILE_NAME, size / 1e6),
     )
     return results, after
+
+
+def _painted(run: Run) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The first of the pictures before, painted; None where none is."""
+    attribute, learner = load_attribute(run.directory), run.learner
+    applied = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
+    if attribute.word not in applied.paintings:
+        return None
+    seed = run.config["probe"]["seeds"][0]
+    found = painted(applied.paintings[attribute.word], seed, as_floats(run.before[0]))
+    return None if found is None else to_uint8(found)
 
 
 def is_made(place: Path) -> bool:

@@ -28,6 +28,7 @@ def write_report(
     after: Pictures,
     probes: Sequence[Probe],
     results: Mapping[str, Any],
+    painted: UInt8[np.ndarray, "h w 3"] | None = None,
 ) -> None:
     """Write ``index.html``.
 
@@ -39,6 +40,7 @@ def write_report(
         before, after: pictures without and with the attribute, from the same noise.
         probes: what was measured.
         results: ``chosen``, ``bytes``, ``peak_memory``, ``timings``, ``mask``, ``tuned``.
+        painted: the first of ``before``, painted, where those of ``after`` were made from such pictures.
     """
     attribute, chosen = config["attribute"], results["chosen"]
     picture, mask = to_uint8(reference.picture[None])[0], np.round(255 * reference.mask).astype(np.uint8)
@@ -48,6 +50,14 @@ def write_report(
         "segmenter": "found by the segmenter",
         "whole": "the whole picture",
     }
+    shown, names = [picture, np.repeat(mask[..., None], 3, -1)], ["reference", "its foreground"]
+    after_words = "after, with what was learned."
+    if painted is not None:
+        shown, names = [*shown, painted], [*names, "its material on a form"]
+        after_words = (
+            "after, with what was learned: the reference's material was laid on the form, noise was added to "
+            "that, and what was learned made a picture of it."
+        )
     prompts = list(dict.fromkeys(prompt for prompt, _ in jobs))
     seeds = list(dict.fromkeys(seed for _, seed in jobs))
     table, columns = [], [f"seed {seed}, {when}" for seed in seeds for when in ("before", "after")]
@@ -87,13 +97,12 @@ def write_report(
             page.paragraph(
                 f"attrjax learned the {attribute} of the picture below, and no more of it. In prompts {word} "
                 f"stands for it. Every pair of pictures was made from the same noise: before, with "
-                f"“{config['initial']}” in the place of {word}, by the base as it was; after, with what was "
-                "learned."
+                f"“{config['initial']}” in the place of {word}, by the base as it was; {after_words}"
             ),
             page.picture_table(
-                [[picture, np.repeat(mask[..., None], 3, -1)]],
+                [shown],
                 ["learned from"],
-                ["reference", "its foreground"],
+                names,
                 caption="The reference",
                 cell=128,
             ),

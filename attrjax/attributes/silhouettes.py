@@ -93,6 +93,13 @@ def relief(mask: Float[Array, "h w"], light: Float[Array, " 2"], height: float =
     return jnp.clip(1 + (lit - mean), 0, 2)
 
 
+def shaded(key: Key[Array, ""], mask: Float[Array, "h w"], amount: Range) -> Float[Array, "h w"]:
+    """A random part of the mask's relief in light from above or a side, 1 in the mean."""
+    u = jax.random.uniform(key, (3,))
+    light = jnp.stack([between(u[0], (-0.8, 0.8)), between(u[1], (-0.8, 0.1))])
+    return 1 + between(u[2], amount) * (relief(mask, light) - 1)
+
+
 def blur(values: Float[Array, "h w"], sigma: Float[Array, ""] | float) -> Float[Array, "h w"]:
     """Gaussian blur of ``sigma`` pixels; what lies beyond the picture is 0."""
     down, across = (_gaussian(n, sigma) for n in values.shape)

@@ -29,6 +29,7 @@ SIZE = 64  # pixels of a side of the pictures that are judged
 CANVAS = 48  # of the centred mask
 WINDOW = 2.3  # half the canvas in deviations of the object's pixels from their middle
 KEPT = 12  # features of the appearance judge that ships, of those that it was trained with
+LEAST_FOREGROUND = 0.01  # of a picture, that a foreground must cover to be one
 MOST = 32  # pictures that are judged at once; more fall out of a CPU's cache
 Pictures = Float[Array | np.ndarray, "n 64 64 3"]  # in [-1, 1]
 SHIPPED = Path(__file__).parent / "judge_weights"
@@ -180,6 +181,14 @@ def load_judges(directory: str | Path | None = None) -> Judges:
 def segment(judges: Judges, pictures: Pictures) -> Float[np.ndarray, "n 64 64"]:
     """In [0, 1], how much of each pixel the object covers. Pictures as in ``embed_shape``."""
     return _in_batches(mask_of, (judges.segmenter,), pictures)
+
+
+def foreground(judges: Judges, picture: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+    """The segmenter's mask of a picture of any size in [-1, 1], in that size."""
+    height, width = picture.shape[:2]
+    small = np.asarray(jax.image.resize(picture, (64, 64, 3), "cubic", antialias=True))
+    mask = segment(judges, np.clip(small, -1, 1)[None])[0]
+    return np.clip(np.asarray(jax.image.resize(mask, (height, width), "linear")), 0, 1)
 
 
 def embed_shape(judges: Judges, pictures: Pictures) -> Float[np.ndarray, "n d"]:

@@ -1,7 +1,8 @@
 """A learned attribute as one small safetensors file.
 
 The file holds the embeddings of the attribute's placeholder word and what was changed in the UNet: whole
-leaves, or low-rank factors. Its header says which attribute it is, of which base, and how it was learned.
+leaves, or low-rank factors; and, of an appearance whose pictures are painted, the reference's foreground. Its
+header says which attribute it is, of which base, and how it was learned.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from attrjax.checkpoints.exchange import read_exchange_file, write_exchange_file
 from attrjax.checkpoints.files import open_weights
@@ -41,6 +42,7 @@ class Attribute(NamedTuple):
         adapter: {"/"-path: value} of low-rank factors, as ``models.adapters`` has them.
         recipe: how it was learned, in JSON's terms.
         fusion: {"/"-path: value} of ``attributes.fusion.CrossFusion``; None where there is none.
+        material: the reference's foreground, RGBA, which pictures are painted with; None where they are not.
     """
 
     attribute: str
@@ -54,6 +56,7 @@ class Attribute(NamedTuple):
     adapter: dict[str, np.ndarray]
     recipe: dict[str, Any]
     fusion: dict[str, np.ndarray] | None = None
+    material: UInt8[np.ndarray, "h w 4"] | None = None
 
 
 def as_stored(attribute: Attribute, *, dtype: Any = np.float16) -> Attribute:
@@ -91,6 +94,8 @@ def save_attribute(path: str | Path, attribute: Attribute, *, dtype: Any = np.fl
     facts = {name: getattr(attribute, name) for name in _FACTS}
     header = {"attrjax": FORMAT, **facts, "recipe": json.dumps(attribute.recipe, sort_keys=True)}
     stored = {name: np.asarray(leaf).astype(dtype) for name, leaf in tensors.items()}
+    if attribute.material is not None:
+        stored["material"] = attribute.material
     return write_exchange_file(path, FILE_NAME, stored, header)
 
 
@@ -106,6 +111,7 @@ def load_attribute(path: str | Path) -> Attribute:
         raise ValueError(
             f"{file} is no learned attribute; those are written by configs/shape.py and configs/appearance.py"
         )
+    material = tensors.pop("material", None)
     wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     parts = {
         prefix: {name.removeprefix(prefix): leaf for name, leaf in wide.items() if name.startswith(prefix)}
@@ -120,6 +126,7 @@ def load_attribute(path: str | Path) -> Attribute:
         adapter=parts["adapter/"],
         recipe=json.loads(header["recipe"]),
         fusion=parts["fusion/"] or None,
+        material=material,
     )
 
 

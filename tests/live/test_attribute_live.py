@@ -24,7 +24,7 @@ def base(small_base):
 
 
 def ours(pipeline, attribute, digest, noise):
-    tuned, adapters, stages, _ = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
+    tuned, adapters, stages, *_ = apply_attributes(pipeline, [(attribute, 1.0)], digest=digest)
     return generate(tuned, [PROMPT], [0], SETTINGS, latents=noise, adapters=adapters)
 
 
