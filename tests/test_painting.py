@@ -63,9 +63,9 @@ def noted(monkeypatch):
     """The forms that are painted from here on."""
     forms, real = [], painting.painted
 
-    def painted(own, seed, form):
+    def painted(own, seed, form, cover=None):
         forms.append(form)
-        return real(own, seed, form)
+        return real(own, seed, form, cover)
 
     monkeypatch.setattr(painting, "painted", painted)
     return forms
@@ -112,11 +112,7 @@ def test_a_material_holds_nothing_of_the_backdrop():
 
 def test_the_form_is_laid_out_without_the_appearance(base, disc, monkeypatch):
     pipeline, _ = base
-    forms = []
-    real = painting.painted
-    monkeypatch.setattr(
-        painting, "painted", lambda own, seed, form: forms.append(form) or real(own, seed, form)
-    )
+    forms = noted(monkeypatch)
     one = look(base)
     made_with(base, one)
     off = applied_to(base, one, strength=0.0)
@@ -219,16 +215,10 @@ def test_what_cannot_be_painted_is_refused(base):
     assert not applied_to(base, bare).paintings
 
 
-def test_an_appearance_is_measured_shown_and_sampled_as_it_is_painted(
-    small_base, disc, tmp_path, monkeypatch
-):
+def test_what_is_learned_is_measured_shown_and_sampled_as_painted(small_base, disc, tmp_path, monkeypatch):
     config = small(appearance_config.get_config(), small_base, write_disc(tmp_path), paint_strength=0.5)
     config.crossed = 0.0
-    forms = []
-    real = painting.painted
-    monkeypatch.setattr(
-        painting, "painted", lambda own, seed, form: forms.append(form) or real(own, seed, form)
-    )
+    forms = noted(monkeypatch)
     customize(config, str(tmp_path / "run"))
     measured = len(forms)
     # Every probe paints the pictures of the untuned base, which are made once.
