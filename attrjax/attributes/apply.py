@@ -161,10 +161,16 @@ def _paintings(
                 f"the file of {one.word} does not hold its reference's material, which it would be painted "
                 "with: sample with --config.paint_strength=0, or learn it with --config.paint_strength=0.4"
             )
+    # Without weights, rather than with those of the base in their places, the form is made by a program that
+    # is there for pictures without the appearance.
+    bare = [
+        (one._replace(weights={}, adapter={}), 0.0) if one.word in acting else (one, strength)
+        for one, strength in attributes
+    ]
     layout = functools.partial(
         apply_attributes,
         pipeline,
-        [(one, 0.0 if one.word in acting else strength) for one, strength in attributes],
+        bare,
         digest=digest,
         timesteps=timesteps,
         force=force,

@@ -129,7 +129,9 @@ def painted(
     material = painting.attribute.material
     assert material is not None
     side = max(mask.shape)
-    rgba = jax.image.resize(material.astype(np.float32) / 255, (side, side, 4), "linear", antialias=True)
+    rgba = material.astype(np.float32) / 255
+    if len(rgba) != side:
+        rgba = np.asarray(jax.image.resize(rgba, (side, side, 4), "linear", antialias=True))
     key = jax.random.fold_in(jax.random.key(seed), PAINT)
     # No longer form than the square that the material is laid out on.
     square = np.pad(mask, [(0, side - n) for n in mask.shape])
