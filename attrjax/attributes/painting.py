@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, UInt8
@@ -24,6 +25,7 @@ from attrjax.attributes.material import laid_out, material_of
 from attrjax.attributes.silhouettes import shaded
 from attrjax.attributes.textures import Range
 from attrjax.attrworld.judges import LEAST_FOREGROUND, foreground, load_judges
+from attrjax.compiling import quick
 from attrjax.data.pictures import to_uint8
 from attrjax.generate import PAINT, Job, Settings, make_pictures
 
@@ -136,12 +138,11 @@ def painted(
     # No longer form than the square that the material is laid out on.
     square = np.pad(mask, [(0, side - n) for n in mask.shape])
     draw = painting.attribute.recipe["draw"]
-    surface = np.asarray(_surface(key, 2 * rgba[..., :3] - 1, rgba[..., 3], square, **draw))
+    surface = np.asarray(_compiled()(key, 2 * rgba[..., :3] - 1, rgba[..., 3], square, **draw))
     surface = surface[: mask.shape[0], : mask.shape[1]]
     return form + painting.opacity * mask[..., None] * (2 * surface - 1 - form)
 
 
-@jax.jit
 def _surface(
     key: Key[Array, ""],
     picture: Float[Array, "s s 3"],
@@ -153,7 +154,13 @@ def _surface(
     """The material of what a mask covers in a picture, laid anew over a form, in [0, 1]."""
     *keys, light = jax.random.split(key, 5)
     colours = laid_out(keys, material_of(picture, mask), **draw)
-    return jax.numpy.clip(colours * shaded(light, form, body)[..., None], 0, 1)
+    return jnp.clip(colours * shaded(light, form, body)[..., None], 0, 1)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Float[Array, "s s 3"]]:
+    # Not where the module is read: it asks for the devices, which several processes have to be started for.
+    return jax.jit(_surface, compiler_options=quick())
 
 
 _judges = functools.cache(load_judges)
