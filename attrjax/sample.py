@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from attrjax.attributes.apply import Applied, Painting, apply_attributes, guidance_of, other_word
-from attrjax.attributes.painting import make_with, painted_word
+from attrjax.attributes.painting import make_with, painted_word, share_of
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
@@ -111,7 +111,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
             return whole - start_index(settings.strength, settings.steps)
         if word is None:
             return whole
-        return 2 * whole - start_index(applied.paintings[word].strength, settings.steps)
+        return 2 * whole - start_index(share_of(applied.paintings[word], settings.steps), settings.steps)
 
     directory, first = Path(workdir), jax.process_index() == 0
     paths = [picture_path(directory, job) for job in jobs]

@@ -124,7 +124,13 @@ def test_a_list_has_both_attributes(smallest_base, pictures, tmp_path):
     alone = recipe(smallest_base, pictures[1][1], seed=3, steps=3)
     alone.prior.update({"count": 0, "objects": appearance.RECIPE["prior"]["objects"]})
     alone.update({name: appearance.RECIPE[name] for name in ("attribute", "placeholder", "partition")})
-    for name in ("sampling_timesteps", "guidance_interval", "guidance_rescale", "trained_as_sampled"):
+    for name in (
+        "sampling_timesteps",
+        "guidance_interval",
+        "guidance_rescale",
+        "paint_strength",
+        "trained_as_sampled",
+    ):
         alone[name] = appearance.RECIPE[name]
     alone.draw = ConfigDict(appearance.RECIPE["draw"])
     alone.optimizer.update(appearance.RECIPE["optimizer"])

@@ -10,10 +10,11 @@ from attrjax.attributes import painting
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.customize import customize
 from attrjax.attributes.learner import check_config, paint_strength
-from attrjax.attributes.painting import make_with, material_from, painted
+from attrjax.attributes.painting import make_with, material_from, painted, share_of
 from attrjax.checkpoints.attribute import load_attribute, save_attribute, weights_digest
 from attrjax.checkpoints.pipeline import load_pipeline
 from attrjax.data.pictures import load_cover
+from attrjax.diffusion.steps import start_index
 from attrjax.generate import Job, Settings, generate, make_pictures
 from attrjax.sample import sample
 from configs import appearance as appearance_config
@@ -131,6 +132,14 @@ def test_a_painted_picture_is_made_anew_by_its_share_of_the_steps(base, disc):
     job, half = [Job(ASKED, 0)], FAST._replace(strength=0.5)
     (by_hand,) = make_pictures(applied.pipeline, job, half, init_picture=begun, stages=applied.stages)
     np.testing.assert_array_equal(found, by_hand)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 49])
+def test_one_step_at_least_is_behind_painting(base, steps):
+    own = applied_to(base, look(base), paint_strength=0.01).paintings["<look>"]
+    assert start_index(share_of(own, steps), steps) == steps - 1
+    half = applied_to(base, look(base), paint_strength=0.5).paintings["<look>"]
+    assert steps - start_index(share_of(half, steps), steps) == max(1, steps // 2)
 
 
 def test_a_picture_does_not_depend_on_what_else_is_made(base, disc):

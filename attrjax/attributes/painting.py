@@ -92,7 +92,11 @@ def make_with(
             yield from made(applied, places, settings, init_picture)
             continue
         painting = applied.paintings[word]
-        again = settings if init_picture is not None else settings._replace(strength=painting.strength)
+        again = (
+            settings
+            if init_picture is not None
+            else settings._replace(strength=share_of(painting, settings.steps))
+        )
         for own in (places[i : i + chunk] for i in range(0, len(places), chunk)):
             forms = zip(own, forms_of(own, painting), strict=True)
             begun = {i: painted(painting, jobs[i].seed, form, init_cover) for i, form in forms}
@@ -109,6 +113,11 @@ def painted_word(applied: Applied, prompt: str) -> str | None:
     """The word of the appearance that a prompt's picture is painted with; None where there is not one."""
     there = [word for word in applied.paintings if word in prompt]
     return there[0] if len(there) == 1 else None
+
+
+def share_of(painting: Painting, steps: int) -> float:
+    """How much of a painted picture is made anew: what was asked for, but one of the steps at least."""
+    return min(1.0, max(painting.strength, 1.5 / steps))
 
 
 def painted(
