@@ -26,7 +26,8 @@ from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
 from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
 from attrjax.checkpoints.textual_inversion import load_textual_inversion, with_words
-from attrjax.data.pictures import load_cover, load_picture, png_bytes
+from attrjax.data.pictures import load_picture, png_bytes
+from attrjax.data.references import load_cover
 from attrjax.diffusion.guidance import check_guidance
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.generate import (

@@ -34,7 +34,7 @@ from attrjax.attributes.painting import make_with
 from attrjax.attrworld import held_out_looks, held_out_shapes
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.captions import prompt
-from attrjax.attrworld.evaluate import as_seen, seen
+from attrjax.attrworld.evaluate import seen
 from attrjax.attrworld.judges import (
     Judges,
     classify_appearance,
@@ -46,7 +46,7 @@ from attrjax.attrworld.judges import (
 from attrjax.attrworld.scenes import Drawn, draw_scenes
 from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
-from attrjax.data.pictures import png_bytes
+from attrjax.data.pictures import png_bytes, to_floats
 from attrjax.generate import Settings, make_jobs
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import write_whole
@@ -105,7 +105,7 @@ def references(kind: str, count: int, judges: Judges) -> References:
         leaf = "shape" if attribute == "shape" else "material"
         own = jax.tree.map(lambda x: np.repeat(x, RENDERS, 0), getattr(drawn.scene, leaf))
         pictures = seen(Drawn(again._replace(**{leaf: own}), []))
-        embeddings = EMBED[attribute](judges, as_seen(pictures)).reshape(len(names), RENDERS, -1).mean(1)
+        embeddings = EMBED[attribute](judges, to_floats(pictures)).reshape(len(names), RENDERS, -1).mean(1)
         galleries[attribute] = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
     return References(names[:count], seen(drawn)[:count], galleries)
 
@@ -150,7 +150,7 @@ def measured(
 ) -> dict[str, float]:
     """Shares of pictures with one learned attribute, as the module says."""
     other = OTHER[attribute]
-    seen_ = as_seen(pictures)
+    seen_ = to_floats(pictures)
     nearest = {
         name: (EMBED[name](judges, seen_) @ all_.galleries[name].T).argmax(-1) == index for name in EMBED
     }
@@ -168,7 +168,7 @@ def right_in_both(
     """Shares of pictures whose shape is nearest to that of one reference, whose appearance is nearest to that
     of another, and of which both are so.
     """
-    seen_ = as_seen(pictures)
+    seen_ = to_floats(pictures)
     first, second = (
         (EMBED[name](judges, seen_) @ all_.galleries[name].T).argmax(-1) == index
         for name, index in (("shape", shape), ("appearance", appearance))

@@ -18,12 +18,12 @@ from absl import logging
 from jaxtyping import UInt8
 
 from attrjax.attributes.apply import apply_attributes
-from attrjax.attributes.painting import as_floats, make_with
+from attrjax.attributes.painting import make_with
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.judges import load_judges
 from attrjax.checkpoints.attribute import Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
-from attrjax.data.pictures import png_bytes
+from attrjax.data.pictures import png_bytes, to_floats
 from attrjax.generate import Settings, make_jobs
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import write_whole
@@ -82,7 +82,7 @@ def redrawn(
     )
     jobs = make_jobs([f"an object made of {attribute.word}"], SEEDS)
     settings = Settings(steps=20, guidance=4.0, strength=strength, batch_size=len(SEEDS))
-    return np.stack(list(make_with(applied, jobs, settings, init_picture=as_floats(picture))))
+    return np.stack(list(make_with(applied, jobs, settings, init_picture=to_floats(picture))))
 
 
 def as_markdown(rights: dict[Way, list[tuple[float, float, float]]]) -> str:

@@ -6,10 +6,11 @@ import pytest
 
 from attrjax.attributes.measure import Probe, best_of, encoded, judged, probe
 from attrjax.attrworld.bundled import BASE
-from attrjax.attrworld.evaluate import as_seen, seen
+from attrjax.attrworld.evaluate import seen
 from attrjax.attrworld.judges import load_judges, segment
 from attrjax.attrworld.scenes import draw_scenes
 from attrjax.checkpoints.pipeline import load_component
+from attrjax.data.pictures import to_floats
 from attrjax.data.references import Reference
 
 
@@ -29,7 +30,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def reference(pictures, judges):
-    picture = as_seen(pictures[:1])
+    picture = to_floats(pictures[:1])
     return Reference(picture[0], segment(judges, picture)[0], "segmenter")
 
 

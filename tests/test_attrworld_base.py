@@ -7,10 +7,11 @@ import pytest
 from attrjax.attrworld.bundle import LARGEST
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.captions import prompt
-from attrjax.attrworld.evaluate import as_seen, found, reconstruction, seen, unseen_pairs
+from attrjax.attrworld.evaluate import found, reconstruction, seen, unseen_pairs
 from attrjax.attrworld.judges import load_judges
 from attrjax.attrworld.scenes import draw_scenes
 from attrjax.checkpoints.pipeline import load_pipeline
+from attrjax.data.pictures import to_floats
 from attrjax.generate import Settings, generate
 
 
@@ -51,7 +52,7 @@ def test_judges_find_the_shapes_and_materials_that_64_prompts_name(pipeline):
 
 def test_pictures_are_what_is_asked_for_and_not_one_picture(pipeline):
     made = generate(pipeline, ["a red ball on a white backdrop", "a blue ball on a black backdrop"], [3])
-    red, blue = as_seen(made)
+    red, blue = to_floats(made)
     centre, corner = (slice(28, 40), slice(28, 36)), (slice(0, 6), slice(0, 6))
     assert red[centre][..., 0].mean() > red[centre][..., 2].mean() + 0.3
     assert blue[centre][..., 2].mean() > blue[centre][..., 0].mean() + 0.3

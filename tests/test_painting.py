@@ -10,10 +10,12 @@ from attrjax.attributes import painting
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.customize import customize
 from attrjax.attributes.learner import check_config, paint_strength
-from attrjax.attributes.painting import make_with, material_from, painted, share_of
+from attrjax.attributes.material import material_from
+from attrjax.attributes.painting import make_with, painted, share_of
 from attrjax.checkpoints.attribute import load_attribute, save_attribute, weights_digest
 from attrjax.checkpoints.pipeline import load_pipeline
-from attrjax.data.pictures import load_cover
+from attrjax.data.pictures import to_floats
+from attrjax.data.references import load_cover
 from attrjax.diffusion.steps import start_index
 from attrjax.generate import Job, Settings, generate, make_pictures
 from attrjax.sample import sample
@@ -128,7 +130,7 @@ def test_a_painted_picture_is_made_anew_by_its_share_of_the_steps(base, disc):
     applied = applied_to(base, one)
     layouts = np.full((1, 64, 64, 3), 200, np.uint8)
     (found,) = make_with(applied, [Job(ASKED, 0)], FAST, layouts=layouts)
-    begun = painted(applied.paintings["<look>"], 0, painting.as_floats(layouts[0]))
+    begun = painted(applied.paintings["<look>"], 0, to_floats(layouts[0]))
     job, half = [Job(ASKED, 0)], FAST._replace(strength=0.5)
     (by_hand,) = make_pictures(applied.pipeline, job, half, init_picture=begun, stages=applied.stages)
     np.testing.assert_array_equal(found, by_hand)
@@ -187,7 +189,7 @@ def test_what_is_meant_in_a_picture_is_its_mask_or_its_transparency(tmp_path):
     assert cut.shape == (20, 40) and (cut[:, :19] == 1).all() and (cut[:, 21:] == 0).all()
     given = load_cover(tmp_path / "cut.png", tmp_path / "mask.png", 20, 40)
     np.testing.assert_allclose(given, 1 - cut, atol=1e-6)
-    with pytest.raises(ValueError, match="the mask .*narrow.png has 60 x 40 pixels"):
+    with pytest.raises(ValueError, match="the mask .*narrow.png has 60x40 pixels"):
         load_cover(tmp_path / "cut.png", tmp_path / "narrow.png", 20, 40)
     with pytest.raises(ValueError, match="empty.png is empty"):
         load_cover(tmp_path / "cut.png", tmp_path / "empty.png", 20, 40)

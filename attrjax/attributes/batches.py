@@ -19,6 +19,7 @@ from attrjax.attrworld.judges import LEAST_FOREGROUND, foreground
 from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.compiling import quick
+from attrjax.data.pictures import to_floats
 from attrjax.data.prompts import tokenize
 from attrjax.generate import Job, Settings, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
@@ -172,7 +173,7 @@ def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, 
     settings = Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
     first = int(np.asarray(jax.random.randint(key, (), 0, 2**30)))
     jobs = [Job(text, first + i) for i, text in enumerate(said)]
-    made = np.stack(list(make_pictures(base.pipeline, jobs, settings))).astype(np.float32) / 127.5 - 1
+    made = to_floats(np.stack(list(make_pictures(base.pipeline, jobs, settings))))
     size = settings.batch_size
     latents = [
         tools.encode(made[i : i + size], jax.random.fold_in(key, 1 + i)) for i in range(0, len(made), size)

@@ -21,7 +21,7 @@ from attrjax.attributes.conditioning import (
     new_word,
     see,
 )
-from attrjax.attributes.painting import material_from
+from attrjax.attributes.material import material_from
 from attrjax.attributes.partition import Partition, join, rules_of, split
 from attrjax.attributes.recognition import find_filters, recognized
 from attrjax.attrworld.bundled import REFERENCES, base_or_bundled

@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from attrjax.attributes.silhouettes import blur
 from attrjax.attributes.sources import continued, depth, pure
 from attrjax.attributes.textures import Range, between, smooth_noise
+from attrjax.data.pictures import to_uint8
 
 CELLS = 12  # patches along a side, at most
 
@@ -41,6 +43,14 @@ def material_of(picture: Float[Array, "h w 3"], mask: Float[Array, "h w"]) -> Ma
     return Material(filled, lit, depth(inside))
 
 
+def material_from(
+    picture: Float[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 4"]:
+    """A reference in [-1, 1] as an attribute's file keeps it: no pixels of which the mask has nothing."""
+    alpha = np.clip(np.round(255 * mask), 0, 255).astype(np.uint8)[..., None]
+    return np.concatenate([np.where(alpha > 0, to_uint8(picture), 0), alpha], axis=-1)
+
+
 def laid_out(
     keys: Sequence[Key[Array, ""]],
     material: Material,
@@ -57,7 +67,12 @@ def laid_out(
     Args:
         keys: four, of all that is drawn.
         material: to cut patches from.
-        patch, zoom, turn, elastic, flip, evened: as in ``pairs.appearance_pair``.
+        patch: side of a patch, where 1 is the radius of a disc as thick as the reference.
+        zoom: of the material.
+        turn: of the material, in radians to either side at most.
+        elastic: how far the warp moves a point, in sides of the picture.
+        flip: probability of a mirrored patch.
+        evened: how much of the light and shadow is taken away, that the reference's own body threw.
     """
     u = jax.random.uniform(keys[0], (6,))
     height, width, _ = material.filled.shape

@@ -19,6 +19,7 @@ from attrjax.attributes.filters import foreground_statistics
 from attrjax.attrworld.judges import Judges, embed_appearance, embed_shape
 from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.pipeline import Component
+from attrjax.data.pictures import to_floats
 from attrjax.data.references import Reference, Segmenter
 
 # Scores that are nearer than this share to the best are taken as no worse: a probe has few pictures.
@@ -86,7 +87,7 @@ def judged(judges: Judges, reference: Reference) -> Similarity:
         return {"shape": embed_shape(judges, pictures), "appearance": embed_appearance(judges, pictures)}
 
     def similarity(pictures: Pictures) -> dict[str, Float[np.ndarray, " n"]]:
-        seen = _resized(pictures.astype(np.float32) / 127.5 - 1)
+        seen = _resized(to_floats(pictures))
         # The reference with them: by itself it would have each judge compiled for one picture as well.
         found = both(np.concatenate([wanted, seen]))
         return {name: one[1:] @ one[0] for name, one in found.items()}
@@ -115,7 +116,7 @@ def encoded(encoder: Component, reference: Reference, segment: Segmenter) -> Sim
         return (a * b).sum(-1) / jnp.maximum(norms, 1e-6)
 
     def similarity(pictures: Pictures) -> dict[str, Float[np.ndarray, " n"]]:
-        seen = pictures.astype(np.float32) / 127.5 - 1
+        seen = to_floats(pictures)
         masks = np.stack([segment(picture) for picture in seen])
         alike, statistics, histogram = _describe(params, seen, masks, module=encoder.module)
         common = jnp.minimum(histogram, wanted[2]).sum(-1)

@@ -26,7 +26,7 @@ from attrjax.attributes.silhouettes import shaded
 from attrjax.attributes.textures import Range
 from attrjax.attrworld.judges import LEAST_FOREGROUND, foreground, load_judges
 from attrjax.compiling import quick
-from attrjax.data.pictures import to_uint8
+from attrjax.data.pictures import to_floats
 from attrjax.generate import PAINT, Job, Settings, make_pictures
 
 AT_ONCE = 8  # forms that are laid out before they are painted, at least
@@ -81,8 +81,8 @@ def make_with(
         if init_picture is not None:
             return [init_picture] * len(places)
         if layouts is not None:
-            return [as_floats(layouts[i]) for i in places]
-        return [as_floats(picture) for picture in made(painting.layout(), places, settings, None)]
+            return [to_floats(layouts[i]) for i in places]
+        return [to_floats(picture) for picture in made(painting.layout(), places, settings, None)]
 
     at_once = settings.batch_size * (mesh.size if mesh else 1)
     chunk = at_once * max(1, AT_ONCE // at_once)
@@ -173,16 +173,3 @@ def _compiled() -> Callable[..., Float[Array, "s s 3"]]:
 
 
 _judges = functools.cache(load_judges)
-
-
-def as_floats(picture: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
-    """In [-1, 1]."""
-    return picture.astype(np.float32) / 127.5 - 1
-
-
-def material_from(
-    picture: Float[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "h w 4"]:
-    """A reference in [-1, 1] as an attribute's file keeps it: no pixels of which the mask has nothing."""
-    alpha = np.clip(np.round(255 * mask), 0, 255).astype(np.uint8)[..., None]
-    return np.concatenate([np.where(alpha > 0, to_uint8(picture), 0), alpha], axis=-1)

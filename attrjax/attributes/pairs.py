@@ -125,13 +125,8 @@ def appearance_pair(
     mask: Float[Array, "h w"],
     form: Float[Array, "h w"] | None = None,
     *,
-    patch: Range = (0.8, 1.6),
-    zoom: Range = (0.9, 1.3),
-    turn: float = 0.2,
-    elastic: float = 0.02,
-    flip: float = 0.5,
-    evened: Range = (0.3, 1.0),
     body: Range = (0.1, 0.9),
+    **laying: Any,
 ) -> Pair:
     """The reference's material on other outlines, before other backdrops.
 
@@ -145,19 +140,10 @@ def appearance_pair(
         picture: the reference in [-1, 1].
         mask: of its foreground, in [0, 1], not empty.
         form: in [0, 1], the target's outline in place of a silhouette (``batches.prior``).
-        patch: side of a patch, where 1 is the radius of a disc as thick as the reference.
-        zoom: of the material.
-        turn: of the material, in radians to either side at most.
-        elastic: how far the warp moves a point, in sides of the picture.
-        flip: probability of a mirrored patch.
-        evened: how much of the light and shadow is taken away, that the reference's own body threw.
         body: of the new silhouette's relief that is added.
+        laying: how the material is laid out, arguments of ``material.laid_out``.
     """
-    material = material_of(picture, mask)
-    draw = functools.partial(
-        _cut, material=material, patch=patch, zoom=zoom, turn=turn,
-        elastic=elastic, flip=flip, evened=evened, body=body,
-    )  # fmt: skip
+    draw = functools.partial(_cut, material=material_of(picture, mask), body=body, laying=laying)
     return _both(key, draw, form)
 
 
@@ -235,19 +221,12 @@ def _cut(
     form: Float[Array, "h w"] | None = None,
     *,
     material: Material,
-    patch: Range,
-    zoom: Range,
-    turn: float,
-    elastic: float,
-    flip: float,
-    evened: Range,
     body: Range,
+    laying: dict[str, Any],
 ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"], Cut]:
     """A picture in [-1, 1] of a new silhouette made of the material; its mask; and what was drawn."""
     keys = jax.random.split(key, 7)
-    colour = laid_out(
-        list(keys[:4]), material, patch=patch, zoom=zoom, turn=turn, elastic=elastic, flip=flip, evened=evened
-    )
+    colour = laid_out(list(keys[:4]), material, **laying)
     height, width = material.deep.shape
     mask, silhouette = draw_silhouette(keys[4], height, width)
     mask = mask if form is None else form

@@ -15,13 +15,13 @@ from attrjax.attributes import measure
 from attrjax.attributes.apply import apply_attributes, guidance_of
 from attrjax.attributes.learner import HERE, Base, Learner, paint_strength, to_attribute
 from attrjax.attributes.measure import Probe
-from attrjax.attributes.painting import as_floats, make_with, painted
+from attrjax.attributes.painting import make_with, painted
 from attrjax.attributes.partition import describe
 from attrjax.attributes.report import write_report
 from attrjax.attrworld.judges import foreground
 from attrjax.checkpoints.attribute import FILE_NAME, Attribute, as_stored, load_attribute, save_attribute
 from attrjax.checkpoints.pipeline import Pipeline
-from attrjax.data.pictures import to_uint8
+from attrjax.data.pictures import to_floats, to_uint8
 from attrjax.generate import Job, Settings, make_jobs, make_pictures
 from attrjax.runs import RECORD, peak_memory, timed, write_record
 
@@ -201,7 +201,7 @@ def _painted(run: Run) -> UInt8[np.ndarray, "h w 3"] | None:
     if attribute.word not in applied.paintings:
         return None
     seed = run.config["probe"]["seeds"][0]
-    found = painted(applied.paintings[attribute.word], seed, as_floats(run.before[0]))
+    found = painted(applied.paintings[attribute.word], seed, to_floats(run.before[0]))
     return None if found is None else to_uint8(found)
 
 

@@ -31,7 +31,7 @@ from attrjax.attrworld.judges import (
 from attrjax.attrworld.render import render_batch
 from attrjax.attrworld.scenes import Drawn, draw_scenes, generator_of, unseen
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
-from attrjax.data.pictures import png_bytes
+from attrjax.data.pictures import png_bytes, to_floats
 from attrjax.data.prompts import text_encoder
 from attrjax.fit import begin
 from attrjax.generate import Job, Settings, make_pictures
@@ -129,7 +129,7 @@ def found(
     judges: Judges, pictures: UInt8[np.ndarray, "n 64 64 3"], pairs: Sequence[tuple[str, str]], what: str
 ) -> dict[str, float]:
     """Shares of pictures in which the judges find the named shape, the named material, and both."""
-    pictures = as_seen(pictures)
+    pictures = to_floats(pictures)
     wanted = [
         np.array([names.index(pair[i]) for pair in pairs])
         for i, names in enumerate((judges.shapes, judges.materials))
@@ -162,14 +162,9 @@ def context_shares(pipeline: Pipeline) -> dict[str, float]:
     }
 
 
-def as_seen(pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w 3"]:
-    """Pictures in [-1, 1], as the networks read them."""
-    return pictures.astype(np.float32) / 127.5 - 1
-
-
 def both_embeddings(judges: Judges, pictures: UInt8[np.ndarray, "n 64 64 3"]) -> Float[np.ndarray, "n d"]:
     """The judges' embeddings of a picture, side by side."""
-    pictures = as_seen(pictures)
+    pictures = to_floats(pictures)
     return np.concatenate([embed_shape(judges, pictures), embed_appearance(judges, pictures)], -1)
 
 
@@ -188,7 +183,7 @@ def reconstruction(pipeline: Pipeline, pictures: UInt8[np.ndarray, "n h w 3"]) -
     through = jax.jit(lambda x: module.apply({"params": params}, x))
     values = []
     for some in slices(pictures, AT_ONCE):
-        picture = as_seen(some)
+        picture = to_floats(some)
         error = np.mean((np.clip(through(picture), -1, 1) - picture) ** 2, axis=(1, 2, 3))
         values.append(10 * np.log10(4 / error))
     return float(np.concatenate(values).mean())

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 
 from attrjax.data.decoding import decode
 
@@ -106,6 +106,31 @@ def load_reference(
         return Reference(picture, _segment(segmenter, picture, path), origin)
     cut = _cut(cover, square, size, Image.Resampling.BILINEAR, 0)
     return Reference(picture, np.asarray(cut, np.float32) / 255, origin)
+
+
+def load_cover(
+    path: str | Path, mask: str | Path, height: int, width: int
+) -> Float[np.ndarray, "{height} {width}"] | None:
+    """What is meant in a picture, in [0, 1], cut and resized as ``load_picture`` does.
+
+    Args:
+        path: of the picture.
+        mask: of its mask, white where what is meant is; empty for the picture's transparency.
+        height, width: in pixels.
+
+    Returns:
+        the mask; None where there is none and the picture is opaque.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``decode``, or the mask is of another size or empty.
+    """
+    image, cover, size = decode(path)
+    if mask:
+        cover = _read_mask(mask, path, image.size, size)
+    if cover is None:
+        return None
+    cover = ImageOps.fit(cover, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(cover, np.float32) / 255
 
 
 def _read_mask(
