@@ -49,6 +49,31 @@ def test_the_fused_tpu_kernel_interpreted(causal):
     np.testing.assert_allclose(got, _exact(q, k, v, causal), atol=2e-6)
 
 
+@pytest.mark.parametrize("lengths", [(64, 77), (77, 77), (65, 64), (64, 64)])
+def test_the_fused_gpu_kernel_is_given_even_lengths(lengths, monkeypatch):
+    """JAX refuses to differentiate it at others; here its plain form stands in for the kernel."""
+    plain, given = jax.nn.dot_product_attention, []
+
+    def stand_in(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn"
+        given.append((q.shape[1], k.shape[1]))
+        return plain(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    q, k, v = _case(2, *lengths, 2, 40)
+    causal = lengths[0] == lengths[1]
+    np.testing.assert_allclose(attention._cudnn(q, k, v, causal), _exact(q, k, v, causal), atol=2e-6)
+
+    def loss(attend):
+        return lambda *a: jnp.sum(jnp.sin(attend(*a, causal)))
+
+    got = jax.grad(loss(attention._cudnn), (0, 1, 2))(q, k, v)
+    want = jax.grad(loss(attention._chunked), (0, 1, 2))(q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert all(t % 2 == 0 and s % 2 == 0 for t, s in given)
+
+
 def test_sixteen_bits_in_and_out_with_the_softmax_in_float32():
     q, k, v = (a.astype(jnp.bfloat16) for a in _case(1, 128, 600, 2, 40))
     for implementation in ("xla", "chunked"):

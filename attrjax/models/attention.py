@@ -155,7 +155,14 @@ def _plain(q, k, v, causal):
 
 
 def _cudnn(q, k, v, causal):
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    # JAX differentiates it at even lengths alone; a prompt has 77 tokens, and a tower sees 257 patches.
+    (batch, t), s = q.shape[:2], k.shape[1]
+    lengths = {}
+    if t % 2 or s % 2:
+        lengths = {"query_seq_lengths": jnp.full(batch, t), "key_value_seq_lengths": jnp.full(batch, s)}
+        q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn", **lengths)
+    return out[:, :t]
 
 
 def _chunked(q, k, v, causal):
