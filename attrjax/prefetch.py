@@ -1,12 +1,15 @@
 """What is made in other threads while this one works."""
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+S = TypeVar("S")
+MOST = 16  # threads of ``side_by_side``, each of which holds what it makes
 
 
 def beside(make: Callable[[], T]) -> Future[T]:
@@ -18,6 +21,16 @@ def beside(make: Callable[[], T]) -> Future[T]:
     future = pool.submit(make)
     pool.shutdown(wait=False)
     return future
+
+
+def side_by_side(make: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """What a function gives of every item, in order, made by as many threads as there are cores.
+
+    It is for functions in which Python does not do the work itself: large arrays are copied, small programs
+    are compiled, of which an accelerator takes a tenth of a second for each.
+    """
+    with ThreadPoolExecutor(min(MOST, os.cpu_count() or 1)) as pool:
+        return list(pool.map(make, items))
 
 
 def in_background(fetch: Callable[[int], Any], items: range, ahead: int) -> Generator[Any]:

@@ -183,12 +183,13 @@ def read_across(
     return jnp.where(named[:, None, None], fused, context)
 
 
+@functools.partial(jax.jit, static_argnames=("filter_", "fusion"))
 def init_conditioning(
     key: Array, filter_: nn.Module, states: Float[Array, "b n c"], weight: Float[Array, "b n"], fusion: str
 ) -> dict[str, Tree]:
     """Parameters of filter and fusion to begin with."""
     of_filter, of_fusion = jax.random.split(key)
-    tokens, params = jax.jit(filter_.init_with_output)(of_filter, states, weight)
+    tokens, params = filter_.init_with_output(of_filter, states, weight)
     if fusion == "cross":
         begun = CrossFusion().init(of_fusion, tokens, tokens)
     else:

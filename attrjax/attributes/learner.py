@@ -35,6 +35,7 @@ from attrjax.diffusion.losses import check_timesteps, denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.generate import Settings, latent_shape, vae_factor
 from attrjax.models.adapters import bind
+from attrjax.prefetch import beside, side_by_side
 from attrjax.runs import plain
 from attrjax.training import make_optimizer
 
@@ -149,6 +150,7 @@ def load_base(config: Mapping[str, Any]) -> Base:
     variant = config["variant"] or None
     path = find_base(base_or_bundled(config["base"]), variant)
     dtype = getattr(jnp, config["dtype"])
+    digest = beside(lambda: weights_digest(path, variant))  # of gigabytes, while they are read
     pipeline = load_pipeline(path, variant=variant, dtype=dtype, remat=config["remat"])
     if pipeline.image_encoder is None:
         raise ValueError(
@@ -156,8 +158,7 @@ def load_base(config: Mapping[str, Any]) -> Base:
         )
     # It is called with its parameters as arguments, which shall not be copied to the device in each call.
     encoder = pipeline.image_encoder._replace(params=jax.device_put(pipeline.image_encoder.params))
-    digest = weights_digest(path, variant)
-    return Base(path, pipeline._replace(image_encoder=encoder), digest, load_judges())
+    return Base(path, pipeline._replace(image_encoder=encoder), digest.result(), load_judges())
 
 
 def read_reference(config: Mapping[str, Any], base: Base) -> Reference:
@@ -236,7 +237,10 @@ def frozen_of(config: Mapping[str, Any], learner: Learner) -> dict[str, Any]:
     dtype = learner.pipeline.unet.module.dtype
 
     def read_only(tree: Any) -> Any:
-        return tree if dtype == jnp.float32 else jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+        if dtype == jnp.float32:
+            return tree
+        leaves, structure = jax.tree.flatten(tree)
+        return jax.tree.unflatten(structure, side_by_side(lambda leaf: jnp.asarray(leaf, dtype), leaves))
 
     frozen = {
         "unet": read_only(learner.partition.frozen),

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from attrjax.checkpoints.files import NewTensor, StoredTensor, open_weights, write_weights
 from attrjax.checkpoints.names import current_names, from_torch, path_to_key, to_torch, torch_shape
+from attrjax.prefetch import side_by_side
 
 Params = dict[str, Any]
 ShardingRule = Callable[[str, tuple[int, ...]], Sharding | None]
@@ -33,9 +34,9 @@ def load_params(
 ) -> Params:
     """Read a component's weights into the tree of its network.
 
-    Files are memory-mapped and leaves go one by one to their devices, so that the host never holds much more
-    than one leaf beside what stays on it. Of a leaf that is split over devices each host reads its own part
-    only.
+    Files are memory-mapped and leaves go to their devices as they are read, so that the host never holds more
+    than the few that its threads have in hand beside what stays on it. Of a leaf that is split over devices
+    each host reads its own part only.
 
     Args:
         directory, stem, variant: see ``files.find_weights``.
@@ -52,14 +53,18 @@ def load_params(
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(dict(abstract), sep="/").items()}
     stored = match_tensors(directory, open_weights(directory, stem, variant), shapes)
     dtype = np.dtype(dtype)
-    leaves = {}
-    # In the file's order, which a disk reads fastest.
-    for path in sorted(shapes, key=lambda path: (stored[path].file, stored[path].start)):
+
+    def read(path: str) -> jax.Array:
         shape, tensor = shapes[path], stored[path]
         view = from_torch(path, tensor.view(), shape)
         assert view is not None, path  # match_tensors has seen to it
-        leaves[path] = _place(view, dtype, None if sharding is None else sharding(path, shape))
+        leaf = _place(view, dtype, None if sharding is None else sharding(path, shape))
         tensor.release()
+        return leaf
+
+    # In the file's order, which a disk reads fastest.
+    order = sorted(shapes, key=lambda path: (stored[path].file, stored[path].start))
+    leaves = dict(zip(order, side_by_side(read, order), strict=True))
     return unflatten_dict({path: leaves[path] for path in shapes}, sep="/")
 
 
