@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,10 @@ PROMPT = "a red <shape>"
 
 def write_base(family: str, directory: Path) -> None:
     """A base of random weights, with the bundled one's words."""
-    for component in families.COMPONENTS[family]:
-        if not (directory / component / "config.json").exists():
-            call("torch_towers", "write", family, component, str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    missing = [one for one in families.COMPONENTS[family] if not (directory / one / "config.json").exists()]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda one: call("torch_towers", "write", family, one, str(directory)), missing))
     shutil.copytree(BASE / "tokenizer", directory / "tokenizer", dirs_exist_ok=True)
     path = directory / "tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 77}))
@@ -59,7 +61,7 @@ def run(command: list[str], log: Path, kill_at: Callable[[], bool] | None = None
         RuntimeError: it failed, or ended before it was killed.
     """
     start, peak = time.monotonic(), 0.0
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_PLATFORMS": "cpu"} | os.environ
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
         while process.poll() is None:
@@ -105,7 +107,6 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true", help="activations are made again, not kept")
     given = parser.parse_args()
     base, size = given.dir / "base", given.size or 8 * families.UNET[given.family]["sample_size"]
-    base.mkdir(parents=True, exist_ok=True)
     write_base(given.family, base)
     learned, out = given.dir / "learned", given.dir / "export"
     for path in (learned, out, given.dir / "sample"):

@@ -42,7 +42,7 @@ _REPEATS = flags.DEFINE_integer(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds; every second one runs the peers in reverse order.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps of sampling.")
-_THREADS = flags.DEFINE_integer("threads", 2, "CPU cores.")
+_THREADS = flags.DEFINE_integer("threads", None, "CPU cores; by default 2, and all beside a GPU.")
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where.")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -52,6 +52,12 @@ _DTYPE = flags.DEFINE_enum(
 )
 _MEMORY = flags.DEFINE_float("memory_gb", 20, "On a CPU: a peer that needs more is ended, and does not fit.")
 _FLAX = flags.DEFINE_string("flax_python", None, "Python of the environment of peers/flax_requirements.txt.")
+_CACHES = flags.DEFINE_string(
+    "caches",
+    None,
+    "Directory for what compilers keep, else a temporary one; with --rounds=0 it is only filled. Where it "
+    "is there already, no round is made to compile, and first calls are those of the first timed round.",
+)
 _OUT = flags.DEFINE_string("out", None, "JSON file for all results.")
 
 
@@ -98,13 +104,18 @@ def run_peer(python: str, module: str, spec: Spec, caches: Path, memory: float) 
 
 
 def collect(
-    specs: Mapping[str, Spec], pythons: Mapping[str, str], rounds: int, memory: float
+    specs: Mapping[str, Spec],
+    pythons: Mapping[str, str],
+    rounds: int,
+    memory: float,
+    caches: Path,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Let all peers compile, then time them, A B C, C B A, A B C, ...
 
     Noise that lasts longer than a peer's turn then falls on all of them. Compiling is a round of its own
     because a process that has just compiled is slower than one that reads the compiler's cache
-    (torch.compile: by 40 %).
+    (torch.compile: by 40 %). Where all is compiled, in ``caches``, there is no such round.
 
     Returns:
         {"runs": {peer: {task: {variant: {"first_s", "seconds", "peak_bytes"}}}}, "peak": FLOP/s,
@@ -113,23 +124,22 @@ def collect(
     runs: dict[str, dict[str, dict[str, dict]]] = {peer: {} for peer in specs}
     failures: dict[tuple[str, str], str] = {}
     peak = 0.0
-    with tempfile.TemporaryDirectory() as caches:
-        for r in range(rounds + 1):
-            order = list(specs)[:: 1 if r % 2 else -1]
-            # What failed once is not tried again.
-            left = [(p, t) for p in order for t in specs[p].what if (p, t) not in failures]
-            for peer, task in left:
-                name = f"round {r} of {rounds}" if r else "compiling"
-                print(f"{name}: {peer}, {task}", file=sys.stderr, flush=True)
-                spec = specs[peer]._replace(what=(task,), repeats=specs[peer].repeats if r else 0)
-                results, stopped = run_peer(pythons[peer], MODULES[peer], spec, Path(caches) / peer, memory)
-                for result in results:
-                    if result.pop("task") == "peak":
-                        peak = max(peak, result["flops_per_s"])
-                    elif "failed" not in result:
-                        add(runs[peer].setdefault(task, {}), result)
-                if not any(r == 0 or known["seconds"] for known in runs[peer].get(task, {}).values()):
-                    failures[peer, task] = stopped or "does not fit"
+    for r in range(1 if compiled else 0, rounds + 1):
+        order = list(specs)[:: 1 if r % 2 else -1]
+        # What failed once is not tried again.
+        left = [(p, t) for p in order for t in specs[p].what if (p, t) not in failures]
+        for peer, task in left:
+            name = f"round {r} of {rounds}" if r else "compiling"
+            print(f"{name}: {peer}, {task}", file=sys.stderr, flush=True)
+            spec = specs[peer]._replace(what=(task,), repeats=specs[peer].repeats if r else 0)
+            results, stopped = run_peer(pythons[peer], MODULES[peer], spec, caches / peer, memory)
+            for result in results:
+                if result.pop("task") == "peak":
+                    peak = max(peak, result["flops_per_s"])
+                elif "failed" not in result:
+                    add(runs[peer].setdefault(task, {}), result)
+            if not any(r == 0 or known["seconds"] for known in runs[peer].get(task, {}).values()):
+                failures[peer, task] = stopped or "does not fit"
     return {"runs": runs, "peak": peak, "failures": failures}
 
 
@@ -222,7 +232,8 @@ def main(argv: list[str]) -> None:
     pythons = dict.fromkeys(MODULES, sys.executable) | {"diffusers_flax": _FLAX.value}
     what = tuple(task for task in TASKS if task in _WHAT.value)
     shared = {"family": _FAMILY.value, "size": _SIZE.value, "what": what, "repeats": _REPEATS.value}
-    shared |= {"steps": _STEPS.value, "threads": _THREADS.value, "device": _DEVICE.value}
+    threads = _THREADS.value or {"gpu": len(os.sched_getaffinity(0)), "cpu": 2}[_DEVICE.value]
+    shared |= {"steps": _STEPS.value, "threads": threads, "device": _DEVICE.value}
     shared["dtype"] = _DTYPE.value or {"gpu": "bfloat16", "cpu": "float32"}[_DEVICE.value]
     specs = {peer: Spec(peer=peer, **shared) for peer in _PEERS.value}
     if "diffusers_flax" in specs:  # which has no adapters, and what trains is for its user to choose
@@ -230,11 +241,14 @@ def main(argv: list[str]) -> None:
         specs["diffusers_flax"] = specs["diffusers_flax"]._replace(what=own)
 
     flops = count_flops(Spec(peer="flops", **shared))
-    collected = collect(specs, pythons, _ROUNDS.value, _MEMORY.value * 1e9)
+    with tempfile.TemporaryDirectory() as temporary:
+        caches = Path(_CACHES.value or temporary)
+        compiled = bool(_CACHES.value and _ROUNDS.value) and caches.exists()
+        collected = collect(specs, pythons, _ROUNDS.value, _MEMORY.value * 1e9, caches, compiled)
     blocks = families.UNET[_FAMILY.value]["block_out_channels"]
     print(
         f"\n{_FAMILY.value} (widths {blocks}), {_SIZE.value} px, "
-        f"{shared['dtype']} on {'a GPU' if _DEVICE.value == 'gpu' else f'{_THREADS.value} CPU cores'}, "
+        f"{shared['dtype']} on {'a GPU' if _DEVICE.value == 'gpu' else f'{threads} CPU cores'}, "
         f"{_ROUNDS.value} rounds, {platform.machine()}\n"
         f"peak: {collected['peak'] / 1e9:.0f} GFLOP/s (the fastest large matrix product of torch and JAX)\n"
         f"operations: {', '.join(f'{task} {flops[task] / 1e9:.0f} GFLOP' for task in what)}\n\n"
