@@ -8,7 +8,6 @@ A picture depends on its prompt, seed and settings, not on what else is made wit
 how many devices make pictures beside each other (``mesh=make_mesh()`` for all that there are).
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,9 @@ from attrjax import programs
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.pictures import to_uint8
 from attrjax.data.prompts import Encoded, encode_negative, text_encoder
+from attrjax.diffusion.course import course_of, padded
 from attrjax.diffusion.guidance import check_guidance
+from attrjax.diffusion.samplers import is_stochastic
 from attrjax.diffusion.schedule import MAX_TIMESTEP, Schedule, sampler_for, schedule_from_config
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.models.stages import Stage, stacked
@@ -178,16 +179,19 @@ def make_pictures(
         each = init_picture is not None and init_picture.ndim == 4
         pictures = [] if init_picture is None else list(init_picture) if each else [init_picture]
         moments = [_encode_picture(pipeline, picture, shape) for picture in pictures]
+    stochastic = is_stochastic(sampler, settings.eta)
+    course = course_of(
+        schedule,
+        steps=settings.steps,
+        start=start,
+        eta=settings.eta if sampler == "ddim" else 0.0,
+        from_clean=init_picture is not None,
+    )
+    course = course if stochastic else padded(course)
     sampling = {
         "unet": pipeline.unet.module,
-        "scheduler": (
-            json.dumps(pipeline.scheduler, sort_keys=True),
-            pipeline.model_index.get("_class_name"),
-        ),
         "sampler": sampler,
-        "steps": settings.steps,
-        "start": start,
-        "eta": settings.eta,
+        "clip_range": schedule.clip_range,
         "guided": settings.guidance > 1,
         "on_step": on_step,
     }
@@ -199,7 +203,6 @@ def make_pictures(
         variables, staged, decoder = jax.device_put((variables, staged, pipeline.vae.params), everywhere)
         pipeline = pipeline._replace(vae=pipeline.vae._replace(params=decoder))
     guidance = np.asarray([settings.guidance, low, high, settings.guidance_rescale], np.float32)
-    stochastic = is_stochastic(sampler, settings.eta)
     devices = 1 if mesh is None else mesh.size
 
     def begin(batch: Sequence[Job], places: Sequence[int]) -> tuple:
@@ -225,7 +228,9 @@ def make_pictures(
         inputs = [begin(filled[part], places[part]) for part in own]
         given = inputs[0] if mesh is None else programs.place(mesh, inputs)
         with matmul_precision(pipeline):
-            latents = programs.denoise(variables, staged, lows, *given, guidance, mesh=mesh, **sampling)
+            latents = programs.denoise(
+                variables, staged, lows, *given, guidance, course, mesh=mesh, **sampling
+            )
             if mesh is None:
                 for i, job in enumerate(batch):
                     yield decode(pipeline, latents[i], job)
@@ -257,11 +262,6 @@ def choose_sampler(pipeline: Pipeline, settings: Settings) -> tuple[str, Schedul
         pipeline.scheduler, sampler, pipeline=pipeline.model_index.get("_class_name")
     )
     return sampler, schedule
-
-
-def is_stochastic(sampler: str, eta: float) -> bool:
-    """Whether a sampler draws noise after the initial one."""
-    return sampler in ("ddpm", "euler_ancestral") or (sampler == "ddim" and eta > 0)
 
 
 def vae_factor(pipeline: Pipeline) -> int:

@@ -6,7 +6,6 @@ of several devices otherwise than that of one.
 """
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +16,9 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from attrjax.diffusion.course import Course
 from attrjax.diffusion.guidance import classifier_free
-from attrjax.diffusion.samplers import SAMPLERS
-from attrjax.diffusion.schedule import schedule_from_config
+from attrjax.diffusion.samplers import sample_along
 from attrjax.models.convolution import prepare
 from attrjax.models.stages import at_timestep
 from attrjax.parallel.mesh import AXES
@@ -28,10 +27,7 @@ ROWS, COPIED = PartitionSpec(AXES), PartitionSpec()
 # The axis of rows in each of what ``place`` puts on a mesh; noise that is added has evaluations before it.
 _ROW_AXES = (0, 0, 1, 0, 0)
 _PLACES = tuple(PartitionSpec(*(None,) * axis, AXES) for axis in _ROW_AXES)
-_STATIC = (
-    *("unet", "scheduler", "sampler", "steps", "start", "eta", "guided", "on_step"),
-    "mesh",
-)
+_STATIC = ("unet", "sampler", "clip_range", "guided", "on_step", "mesh")
 
 
 def place(mesh: Mesh, inputs: Sequence[tuple]) -> tuple:
@@ -62,18 +58,16 @@ def denoise(
     context: Float[Array, "bb t d"],
     added: dict[str, Array] | None,
     guidance: Float[Array, " 4"],
+    course: Course,
     *,
     unet: nn.Module,
-    scheduler: tuple[str, str | None],
     sampler: str,
-    steps: int,
-    start: int,
-    eta: float,
+    clip_range: float | None,
     guided: bool,
     on_step: Callable[[int], None] | None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "b h w c"]:
-    """The whole sampling run of a batch as one program.
+    """The whole sampling run of a batch as one program, the same for any number of steps and any beginning.
 
     Args:
         variables, staged, lows: of ``models.stages.stacked``.
@@ -82,21 +76,15 @@ def denoise(
         fresh: noise that is added on the way.
         context, added: what the UNet reads besides; with guidance, the negative prompt's rows in front.
         guidance: its scale, the timesteps [low, high) at which it acts, and ``guidance_rescale``.
+        course: of ``diffusion.course``, padded where nothing is added on the way.
         unet: the network.
-        scheduler: its config, as text so that it can be a key, and the pipeline's class.
-        sampler, steps, start, eta: of ``diffusion.samplers``.
+        sampler, clip_range: of ``diffusion.samplers``.
         guided: whether there is guidance.
         on_step: called on the host after every step, on a mesh once for each device.
         mesh: where all rows lie as ``place`` puts them, and the weights are copied; None for one device.
     """
-    config, pipeline_class = scheduler
-    schedule = schedule_from_config(json.loads(config), sampler, pipeline=pipeline_class)
 
-    options: dict[str, Any] = {"steps": steps, "start": start, "on_step": on_step}
-    if sampler == "ddim":
-        options["eta"] = eta
-
-    def on_a_device(variables, staged, lows, noise, clean, fresh, context, added, guidance):
+    def on_a_device(variables, staged, lows, noise, clean, fresh, context, added, guidance, course):
         if jax.default_backend() == "cpu" and unet.dtype == jnp.float32:
             # Transformed once for all steps, not in every step.
             variables = variables | {"winograd": prepare(variables.get("params", {}))}
@@ -108,14 +96,16 @@ def denoise(
 
         if guided:
             predict = classifier_free(predict, guidance[0], guidance[3], guidance[1:3])
-        return SAMPLERS[sampler](predict, noise, schedule, clean=clean, noise=fresh, **options)
+        return sample_along(
+            sampler, predict, noise, course, clip_range, clean=clean, noise=fresh, on_step=on_step
+        )
 
     run: Callable[..., Any] = on_a_device
     if mesh is not None:
-        places = (COPIED, COPIED, COPIED, *_PLACES, COPIED)
+        places = (COPIED, COPIED, COPIED, *_PLACES, COPIED, COPIED)
         run = jax.shard_map(on_a_device, mesh=mesh, in_specs=places, out_specs=ROWS, check_vma=False)
     # Without a trajectory, always an array.
-    latents: Any = run(variables, staged, lows, noise, clean, fresh, context, added, guidance)
+    latents: Any = run(variables, staged, lows, noise, clean, fresh, context, added, guidance, course)
     return latents
 
 

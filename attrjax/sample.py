@@ -29,13 +29,13 @@ from attrjax.checkpoints.textual_inversion import load_textual_inversion, with_w
 from attrjax.data.pictures import load_picture, png_bytes
 from attrjax.data.references import load_cover
 from attrjax.diffusion.guidance import check_guidance
+from attrjax.diffusion.samplers import is_stochastic
 from attrjax.diffusion.steps import plan, start_index
 from attrjax.generate import (
     Job,
     Settings,
     choose_sampler,
     devices_of,
-    is_stochastic,
     latent_shape,
     make_jobs,
     vae_factor,

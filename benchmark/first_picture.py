@@ -68,7 +68,8 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "")  # whatever device there is
     recipe = {
         "base": base, "dtype": given.dtype, "partition": given.partition, "rule": given.rule,
-        "steps": given.steps, "probe.every": max(1, given.steps // 4), "optimizer.warmup": min(10, given.steps // 4),
+        "steps": given.steps, "probe.every": max(1, given.steps // 4),
+        "optimizer.warmup": min(10, given.steps // 4),
     }  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
 

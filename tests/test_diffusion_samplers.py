@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from attrjax.diffusion.samplers import SAMPLERS, ddim, ddim_invert
+from attrjax.diffusion.course import course_of, padded
+from attrjax.diffusion.samplers import SAMPLERS, ddim, ddim_invert, is_stochastic, sample_along
 from attrjax.diffusion.schedule import schedule_from_config
 from attrjax.diffusion.steps import add_noise, alpha_cumprod_at, plan
 from tests.diffusion_cases import BATCH_SHAPE, SD15, inputs
@@ -60,6 +61,31 @@ def test_jit_gives_the_same_latents(sampler):
 
     arguments = (GIVEN["latents"], GIVEN["noise"][:4])
     np.testing.assert_allclose(jax.jit(run)(*arguments), run(*arguments), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_program_makes_runs_of_any_length_and_beginning(sampler):
+    schedule = schedule_for(sampler)
+    stochastic = is_stochastic(sampler, 0.0)
+
+    @jax.jit
+    def run(course, latents, clean, noise):
+        return sample_along(sampler, toy, latents, course, schedule.clip_range, clean=clean, noise=noise)
+
+    noise = np.zeros((64, *BATCH_SHAPE), np.float32)
+    noise[:9] = GIVEN["noise"][:9]
+    for steps, start in ((5, 0), (9, 0), (8, 3)):
+        clean = GIVEN["clean"] if start else None
+        options = {"steps": steps, "start": start}
+        count = len(plan(schedule, steps).timesteps)
+        expected = SAMPLERS[sampler](
+            toy, GIVEN["latents"], schedule, clean=clean, noise=noise[:count], **options
+        )
+        course = padded(course_of(schedule, from_clean=start > 0, **options))
+        given = np.zeros_like(GIVEN["clean"]) if clean is None else clean
+        got = run(course, GIVEN["latents"], given, noise if stochastic else None)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    assert run._cache_size() == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ def _plain(q, k, v, causal):
 def _cudnn(q, k, v, causal):
     # JAX differentiates it at even lengths alone; a prompt has 77 tokens, and a tower sees 257 patches.
     (batch, t), s = q.shape[:2], k.shape[1]
-    lengths = {}
+    lengths: dict[str, Any] = {}
     if t % 2 or s % 2:
         lengths = {"query_seq_lengths": jnp.full(batch, t), "key_value_seq_lengths": jnp.full(batch, s)}
         q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
