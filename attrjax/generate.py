@@ -100,7 +100,7 @@ def generate(
             all; the last goes down to 0.
         mesh: whose devices share the pictures out among themselves, ``settings.batch_size`` to each at a
             time; of several processes each calls for pictures of its own. None for the default device.
-        on_step: called on the host after each evaluation of the network on a device, for progress.
+        on_step: called after each evaluation of the network for a batch, with its number in the run.
 
     Returns:
         the pictures.
@@ -187,13 +187,15 @@ def make_pictures(
         eta=settings.eta if sampler == "ddim" else 0.0,
         from_clean=init_picture is not None,
     )
+    counts = course.inputs["i"]
+    # The whole run at once, or where somebody looks on, one evaluation after the other.
+    windows = [(0, len(counts))] if on_step is None else [(row, row + 1) for row in range(len(counts))]
     course = course if stochastic else padded(course)
     sampling = {
         "unet": pipeline.unet.module,
         "sampler": sampler,
         "clip_range": schedule.clip_range,
         "guided": settings.guidance > 1,
-        "on_step": on_step,
     }
     if not stages:
         stages = [Stage(0, pipeline.unet.params, (adapters or {}).get("unet", {}))]
@@ -202,6 +204,10 @@ def make_pictures(
         everywhere = NamedSharding(mesh, PartitionSpec())
         variables, staged, decoder = jax.device_put((variables, staged, pipeline.vae.params), everywhere)
         pipeline = pipeline._replace(vae=pipeline.vae._replace(params=decoder))
+    if jax.default_backend() == "cpu" and pipeline.unet.module.dtype == jnp.float32:
+        with matmul_precision(pipeline):
+            kernels, of_stages = programs.transformed(variables, staged)
+        variables, staged = variables | {"winograd": kernels}, staged | {"winograd": of_stages}
     guidance = np.asarray([settings.guidance, low, high, settings.guidance_rescale], np.float32)
     devices = 1 if mesh is None else mesh.size
 
@@ -227,10 +233,18 @@ def make_pictures(
         own = [slice(i * size, (i + 1) * size) for i in range(devices)]
         inputs = [begin(filled[part], places[part]) for part in own]
         given = inputs[0] if mesh is None else programs.place(mesh, inputs)
+        noise, clean, *read = given
         with matmul_precision(pipeline):
-            latents = programs.denoise(
-                variables, staged, lows, *given, guidance, course, mesh=mesh, **sampling
-            )
+            state = programs.begun(course, noise, clean, sampler=sampler)
+            for window in windows:
+                own_rows = np.asarray(window, np.int32)
+                state = programs.denoise(
+                    variables, staged, lows, state, *read, guidance, course, own_rows, mesh=mesh, **sampling
+                )
+                if on_step is not None:
+                    jax.block_until_ready(state)
+                    on_step(int(counts[window[0]]))
+            latents = state[0]
             if mesh is None:
                 for i, job in enumerate(batch):
                     yield decode(pipeline, latents[i], job)

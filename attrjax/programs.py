@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from attrjax.diffusion.course import Course
+from attrjax.diffusion.course import Course, begin, follow
 from attrjax.diffusion.guidance import classifier_free
-from attrjax.diffusion.samplers import sample_along
+from attrjax.diffusion.samplers import METHODS
 from attrjax.models.convolution import prepare
 from attrjax.models.stages import at_timestep
 from attrjax.parallel.mesh import AXES
@@ -27,7 +26,7 @@ ROWS, COPIED = PartitionSpec(AXES), PartitionSpec()
 # The axis of rows in each of what ``place`` puts on a mesh; noise that is added has evaluations before it.
 _ROW_AXES = (0, 0, 1, 0, 0)
 _PLACES = tuple(PartitionSpec(*(None,) * axis, AXES) for axis in _ROW_AXES)
-_STATIC = ("unet", "sampler", "clip_range", "guided", "on_step", "mesh")
+_STATIC = ("unet", "sampler", "clip_range", "guided", "mesh")
 
 
 def place(mesh: Mesh, inputs: Sequence[tuple]) -> tuple:
@@ -47,66 +46,75 @@ def place(mesh: Mesh, inputs: Sequence[tuple]) -> tuple:
     return tuple(placed)
 
 
+@jax.jit
+def transformed(variables: dict[str, Any], staged: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``winograd`` collections of both: kernels that are transformed once, and not in every step."""
+    of_stages = jax.vmap(prepare)(staged["params"]) if "params" in staged else {}
+    return prepare(variables.get("params", {})), of_stages
+
+
+@functools.partial(jax.jit, static_argnames="sampler")
+def begun(
+    course: Course, noise: Float[Array, "b h w c"], clean: Float[Array, "b h w c"] | None, *, sampler: str
+) -> tuple:
+    """A sampler's state before its first step, its arrays divided as the noise is."""
+    return METHODS[sampler].state(begin(course, noise, clean))
+
+
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def denoise(
     variables: dict[str, Any],
     staged: dict[str, Any],
     lows: Int[Array, " stages-1"],
-    noise: Float[Array, "b h w c"],
-    clean: Float[Array, "b h w c"] | None,
+    state: tuple,
     fresh: Float[Array, "n b h w c"] | None,
     context: Float[Array, "bb t d"],
     added: dict[str, Array] | None,
     guidance: Float[Array, " 4"],
     course: Course,
+    window: Int[Array, " 2"],
     *,
     unet: nn.Module,
     sampler: str,
     clip_range: float | None,
     guided: bool,
-    on_step: Callable[[int], None] | None,
     mesh: Mesh | None = None,
-) -> Float[Array, "b h w c"]:
-    """The whole sampling run of a batch as one program, the same for any number of steps and any beginning.
+) -> tuple:
+    """The sampling run of a batch, or a part of it: one program for any number of steps and any beginning.
+
+    Nothing in it calls the host, or it could not be kept in the cache of compiled programs.
 
     Args:
-        variables, staged, lows: of ``models.stages.stacked``.
-        noise: to begin with, N(0, 1).
-        clean: latents of an initial picture.
+        variables, staged, lows: of ``models.stages.stacked``, with ``transformed`` where that is wanted.
+        state: of ``begun``, or of the part before.
         fresh: noise that is added on the way.
         context, added: what the UNet reads besides; with guidance, the negative prompt's rows in front.
         guidance: its scale, the timesteps [low, high) at which it acts, and ``guidance_rescale``.
         course: of ``diffusion.course``, padded where nothing is added on the way.
+        window: the first of its rows that is made, and the one behind the last.
         unet: the network.
         sampler, clip_range: of ``diffusion.samplers``.
         guided: whether there is guidance.
-        on_step: called on the host after every step, on a mesh once for each device.
         mesh: where all rows lie as ``place`` puts them, and the weights are copied; None for one device.
+
+    Returns:
+        the state behind it, of which latents are the first part.
     """
 
-    def on_a_device(variables, staged, lows, noise, clean, fresh, context, added, guidance, course):
-        if jax.default_backend() == "cpu" and unet.dtype == jnp.float32:
-            # Transformed once for all steps, not in every step.
-            variables = variables | {"winograd": prepare(variables.get("params", {}))}
-            if "params" in staged:
-                staged = staged | {"winograd": jax.vmap(prepare)(staged["params"])}
-
+    def on_a_device(variables, staged, lows, state, fresh, context, added, guidance, course, window):
         def predict(x, t, i):
             return unet.apply(at_timestep(t, variables, staged, lows), x, t, context, added_cond=added)
 
         if guided:
             predict = classifier_free(predict, guidance[0], guidance[3], guidance[1:3])
-        return sample_along(
-            sampler, predict, noise, course, clip_range, clean=clean, noise=fresh, on_step=on_step
-        )
+        step = METHODS[sampler].step(predict, clip_range)
+        return follow(step, state, course, window=window, noise=fresh)[0]
 
-    run: Callable[..., Any] = on_a_device
+    run: Callable[..., tuple] = on_a_device
     if mesh is not None:
-        places = (COPIED, COPIED, COPIED, *_PLACES, COPIED, COPIED)
+        places = (COPIED, COPIED, COPIED, ROWS, *_PLACES[2:], COPIED, COPIED, COPIED)
         run = jax.shard_map(on_a_device, mesh=mesh, in_specs=places, out_specs=ROWS, check_vma=False)
-    # Without a trajectory, always an array.
-    latents: Any = run(variables, staged, lows, noise, clean, fresh, context, added, guidance, course)
-    return latents
+    return run(variables, staged, lows, state, fresh, context, added, guidance, course, window)
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "mesh"))

@@ -151,12 +151,11 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     with timed(timings, "make"), compile_seconds() as compiling, bar:
 
         def on_step(_: int) -> None:
-            # Where nobody reads the bar any more (a closed pipe) pictures are made all the same: an error in
-            # a callback would leave the compiled program waiting.
+            # Where nobody reads the bar any more (a closed pipe) pictures are made all the same.
             with contextlib.suppress(OSError):
                 if not bar.n:
                     bar.unpause()  # so that the time left does not count compilation
-                bar.update(settings.batch_size)
+                bar.update(at_once)
 
         pictures = make_with(
             applied,

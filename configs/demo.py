@@ -32,6 +32,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sampler = "ddim"
     config.steps = 20
     config.guidance = 5.0
-    config.batch_size = 16  # pictures at a time
+    config.batch_size = 8  # pictures at a time, as many as in probes, so that one program makes both
     config.cache_dir = "~/.cache/attrjax/jit"  # compiled programs are kept here; "" for nowhere
     return config

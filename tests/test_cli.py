@@ -70,6 +70,17 @@ def test_a_run_writes_pictures_grid_and_record(finished):
     assert {"load", "compile", "per_picture"} <= record["timings"].keys()
 
 
+def test_more_steps_and_their_bar_are_no_other_program(flags, finished, tmp_path):
+    """A program that called the host at every step could not be kept, and each run would compile it."""
+    (cache,) = (Path(flag.partition("=")[2]) for flag in flags if "cache_dir" in flag)
+    compiled = {path.name for path in cache.rglob("jit_denoise*-cache")}
+    assert len(compiled) == 1
+    more = ["--config.steps=5", "--config.progress=step", "--config.seeds=(7,)"]
+    result = attrjax(*flags, '--config.prompts=("a cat",)', *more, f"--workdir={tmp_path / 'x'}")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in cache.rglob("jit_denoise*-cache")} == compiled
+
+
 def test_a_long_prompt_is_cut_with_a_warning(finished):
     _, result = finished
     assert "a prompt is cut at 77" in result.stderr and "many words" in result.stderr

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from attrjax.diffusion.course import course_of, padded
-from attrjax.diffusion.samplers import SAMPLERS, ddim, ddim_invert, is_stochastic, sample_along
+from attrjax.diffusion.course import begin, course_of, follow, padded
+from attrjax.diffusion.samplers import METHODS, SAMPLERS, ddim, ddim_invert, is_stochastic
 from attrjax.diffusion.schedule import schedule_from_config
 from attrjax.diffusion.steps import add_noise, alpha_cumprod_at, plan
 from tests.diffusion_cases import BATCH_SHAPE, SD15, inputs
@@ -64,27 +64,29 @@ def test_jit_gives_the_same_latents(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_one_program_makes_runs_of_any_length_and_beginning(sampler):
-    schedule = schedule_for(sampler)
+def test_one_program_makes_runs_of_any_length_and_beginning_whole_or_in_parts(sampler):
+    schedule, method = schedule_for(sampler), METHODS[sampler]
     stochastic = is_stochastic(sampler, 0.0)
 
     @jax.jit
-    def run(course, latents, clean, noise):
-        return sample_along(sampler, toy, latents, course, schedule.clip_range, clean=clean, noise=noise)
+    def run(state, course, window, noise):
+        return follow(method.step(toy, schedule.clip_range), state, course, window=window, noise=noise)[0]
 
     noise = np.zeros((64, *BATCH_SHAPE), np.float32)
     noise[:9] = GIVEN["noise"][:9]
-    for steps, start in ((5, 0), (9, 0), (8, 3)):
+    for steps, start, parts in ((5, 0, 1), (8, 0, 2), (8, 3, 1)):
         clean = GIVEN["clean"] if start else None
         options = {"steps": steps, "start": start}
-        count = len(plan(schedule, steps).timesteps)
+        evaluations = len(plan(schedule, steps).timesteps)
         expected = SAMPLERS[sampler](
-            toy, GIVEN["latents"], schedule, clean=clean, noise=noise[:count], **options
+            toy, GIVEN["latents"], schedule, clean=clean, noise=noise[:evaluations], **options
         )
         course = padded(course_of(schedule, from_clean=start > 0, **options))
-        given = np.zeros_like(GIVEN["clean"]) if clean is None else clean
-        got = run(course, GIVEN["latents"], given, noise if stochastic else None)
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+        state = method.state(begin(course, GIVEN["latents"], clean))
+        for rows in np.array_split(np.arange(evaluations - start), parts):
+            window = np.int32([rows[0], rows[-1] + 1])
+            state = run(state, course, window, noise if stochastic else None)
+        np.testing.assert_allclose(state[0], expected, rtol=1e-5, atol=1e-5)
     assert run._cache_size() == 1
 
 
@@ -209,17 +211,6 @@ def test_stochastic_samplers_need_a_source_of_noise(sampler, options):
         SAMPLERS[sampler](
             toy, GIVEN["latents"], schedule_for(sampler), steps=4, noise=GIVEN["noise"][:3], **options
         )
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "pndm"])
-def test_on_step_is_told_every_evaluation_in_order(sampler):
-    told = []
-    run = jax.jit(
-        lambda x: SAMPLERS[sampler](toy, x, schedule_for(sampler), steps=6, start=2, on_step=told.append)
-    )
-    run(GIVEN["latents"]).block_until_ready()
-    jax.effects_barrier()
-    assert told == list(range(2, len(plan(schedule_for(sampler), 6).timesteps)))
 
 
 def test_model_is_told_timestep_and_index_of_each_evaluation():

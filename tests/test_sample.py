@@ -47,6 +47,12 @@ def test_same_seed_is_the_same_picture_to_the_last_bit(pipeline, cat):
     assert np.array_equal(generate(pipeline, ["a cat"], [3, 4], FAST), cat)
 
 
+def test_looking_on_changes_nothing(pipeline, cat):
+    seen = []
+    assert np.array_equal(generate(pipeline, ["a cat"], [3, 4], FAST, on_step=seen.append), cat)
+    assert seen == [0, 1] * 2
+
+
 def test_a_picture_does_not_depend_on_its_batch(pipeline, cat):
     # Three jobs in batches of two: the last batch is filled up.
     batched = generate(pipeline, ["a cat"], [4, 9, 3], FAST._replace(batch_size=2))

@@ -28,12 +28,10 @@ class Course(NamedTuple):
         scales: float32 [2], of clean latents and of noise in the latents that it begins with.
         inputs: by name what each evaluation reads, float32 [n, ...]: its timestep ``t``, the sampler's
             coefficients, and ``i``, int32, which counts the evaluations of the whole run.
-        count: int32 [], how many of the n rows are made.
     """
 
     scales: Any
     inputs: dict[str, Any]
-    count: Any
 
 
 def course_of(
@@ -78,11 +76,11 @@ def numbers(
             )
     inputs["t"] = timesteps[start:].astype(np.float32)
     inputs["i"] = np.arange(start, len(timesteps), dtype=np.int32)
-    return Course(np.asarray(scales, np.float32), inputs, np.int32(len(timesteps) - start))
+    return Course(np.asarray(scales, np.float32), inputs)
 
 
 def padded(course: Course) -> Course:
-    """A course with more rows, as many as others have, too; they are not made."""
+    """A course with more rows, as many as others have, too; they are not to be made."""
     rows = len(course.inputs["i"])
     more = ROWS * 2 ** max(0, (rows - 1) // ROWS).bit_length() - rows
 
@@ -103,19 +101,20 @@ def follow(
     state: tuple,
     course: Course,
     *,
+    window: Int[Array, " 2"] | None = None,
     key: Key[Array, ""] | None = None,
     noise: Float[Array, "evaluations b ..."] | None = None,
-    on_step: Callable[[int], None] | None = None,
     trajectory: bool = False,
-) -> Any:
-    """A sampler's run: its latents at the end, which are the first part of the state.
+) -> tuple[tuple, Latents | None]:
+    """A sampler's state after a course, or after a part of it, and its latents behind every evaluation.
 
     Args:
-        step: (state, an evaluation's inputs, fresh noise) to the next state.
+        step: (state, an evaluation's inputs, fresh noise) to the next state, of which latents come first.
         state: to begin with.
-        course: all of its rows are made, unless it is an argument of a compiled program: then ``count`` are.
+        course: of ``course_of``.
+        window: the first row that is made and the one behind the last; None for all.
         key, noise: where fresh noise comes from, one of them or none: row i of ``noise`` is evaluation i's.
-        on_step, trajectory: of ``samplers``; as an argument of a compiled program it leaves no trajectory.
+        trajectory: whether all latents are kept, of a whole course; else there are none.
     """
 
     def body(state: tuple, c: dict[str, Array]) -> tuple:
@@ -124,12 +123,7 @@ def follow(
             fresh = jnp.asarray(noise, jnp.float32)[c["i"]]
         elif key is not None:
             fresh = jax.random.normal(jax.random.fold_in(key, c["i"]), state[0].shape, jnp.float32)
-        state = step(state, c, fresh)
-        if on_step is not None:
-            # The barrier ties the call to the step's end; without it the host could be told ahead of time.
-            i, _ = jax.lax.optimization_barrier((c["i"], state[0]))
-            jax.debug.callback(lambda i: on_step(int(i)), i)
-        return state
+        return step(state, c, fresh)
 
     def along(state: tuple, c: dict[str, Array]) -> tuple[tuple, Latents | None]:
         state = body(state, c)
@@ -138,7 +132,6 @@ def follow(
     def at(row: Int[Array, ""], state: tuple) -> tuple:
         return body(state, {name: value[row] for name, value in course.inputs.items()})
 
-    if isinstance(course.count, jax.core.Tracer):
-        return jax.lax.fori_loop(0, course.count, at, state)[0]
-    state, path = jax.lax.scan(along, state, course.inputs)
-    return (state[0], path) if trajectory else state[0]
+    if window is None:
+        return jax.lax.scan(along, state, course.inputs)
+    return jax.lax.fori_loop(window[0], window[1], at, state), None

@@ -15,7 +15,6 @@ All have one signature, `sampler(denoise, latents, schedule, *, steps, ...)`:
                 to them.
     key         a typed key for the noise of a stochastic sampler; evaluation i draws from fold_in(key, i).
     noise       [evaluations, B, ...] to be used instead of drawn noise, row i at evaluation i.
-    on_step     a function called on the host with i after each evaluation, for progress bars.
     trajectory  whether to return (latents, all latents [evaluations done, B, ...]) and not the final latents
                 alone.
 
@@ -25,13 +24,13 @@ diffusers scheduler of the same name given the same noise.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from attrjax.diffusion.coefficients import ddim_invert as _inverse
-from attrjax.diffusion.course import Course, Latents, begin, course_of, follow, numbers
+from attrjax.diffusion.course import Latents, begin, course_of, follow, numbers
 from attrjax.diffusion.schedule import Schedule
 from attrjax.diffusion.steps import plan
 
@@ -91,11 +90,11 @@ def _pndm(denoise: Denoise, clip_range: float | None) -> Step:
     def step(state, c, fresh):
         x, x_before, history = state
         output = denoise(x, c["t"], c["i"]).astype(jnp.float32)
-        outputs = jnp.concatenate([output[None], history])
-        mean = jnp.tensordot(c["weights"], outputs, 1, precision="highest")
+        outputs = jnp.concatenate([output[:, None], history], 1)
+        mean = jnp.einsum("n,bn...->b...", c["weights"], outputs, precision="highest")
         redo = c["redo"] > 0
         base = jnp.where(redo, x_before, x)
-        return c["x"] * base + c["m"] * mean, x, jnp.where(redo, history, outputs[:3])
+        return c["x"] * base + c["m"] * mean, x, jnp.where(redo, history, outputs[:, :3])
 
     return step
 
@@ -105,7 +104,7 @@ class Method(NamedTuple):
 
     Attributes:
         step: of (denoise, clip_range).
-        state: of the first latents.
+        state: of the first latents; the first axis of all its arrays is the batch's.
     """
 
     step: Callable[[Denoise, float | None], Step]
@@ -119,37 +118,13 @@ METHODS = {
     "dpmpp_2m_karras": Method(_dpmpp_2m, lambda x: (x, jnp.zeros_like(x))),
     "euler": Method(_euler),
     "euler_ancestral": Method(_euler),
-    "pndm": Method(_pndm, lambda x: (x, x, jnp.zeros((3, *x.shape)))),
+    "pndm": Method(_pndm, lambda x: (x, x, jnp.zeros((len(x), 3, *x.shape[1:])))),
 }
 
 
 def is_stochastic(sampler: str, eta: float) -> bool:
     """Whether a sampler draws noise after the initial one."""
     return sampler in ("ddpm", "euler_ancestral") or (sampler == "ddim" and eta > 0)
-
-
-def sample_along(
-    sampler: str,
-    denoise: Denoise,
-    latents: Latents,
-    course: Course,
-    clip_range: float | None,
-    *,
-    clean: Latents | None = None,
-    **options: Any,
-) -> Sampled:
-    """A sampler's run along a course, which may be an argument of a compiled program.
-
-    Args:
-        sampler: a key of ``SAMPLERS``.
-        denoise, latents, clean: as the module says.
-        course: of ``course.course_of``.
-        clip_range: the schedule's.
-        options: of ``course.follow``.
-    """
-    method = METHODS[sampler]
-    state = method.state(begin(course, latents, clean))
-    return follow(method.step(denoise, clip_range), state, course, **options)
 
 
 def _sample(
@@ -164,7 +139,6 @@ def _sample(
     clean: Latents | None = None,
     key: Key[Array, ""] | None = None,
     noise: Float[Array, "evaluations b ..."] | None = None,
-    on_step: Callable[[int], None] | None = None,
     trajectory: bool = False,
 ) -> Sampled:
     """A sampler's whole run, as the module says."""
@@ -182,18 +156,10 @@ def _sample(
         shape = (len(plan(schedule, steps).timesteps), *latents.shape)
         if noise.shape != shape:
             raise ValueError(f"noise has shape {noise.shape}, this run needs {shape}")
-    return sample_along(
-        sampler,
-        denoise,
-        latents,
-        course,
-        schedule.clip_range,
-        clean=clean,
-        key=key,
-        noise=noise,
-        on_step=on_step,
-        trajectory=trajectory,
-    )
+    method = METHODS[sampler]
+    step, state = method.step(denoise, schedule.clip_range), method.state(begin(course, latents, clean))
+    state, path = follow(step, state, course, key=key, noise=noise, trajectory=trajectory)
+    return state[0] if path is None else (state[0], path)
 
 
 def _check_sampler(schedule: Schedule, name: str) -> None:
@@ -216,7 +182,6 @@ def ddim_invert(
     schedule: Schedule,
     *,
     steps: int,
-    on_step: Callable[[int], None] | None = None,
     trajectory: bool = False,
 ) -> Sampled:
     """Runs DDIM backwards: from clean latents to the noise that `ddim` turns into them (Song et al. 2021,
@@ -227,13 +192,13 @@ def ddim_invert(
     Args:
         latents: [B, ...] clean latents.
         schedule: read for "ddim", with leading or trailing spacing.
-        denoise, steps, on_step, trajectory: as the module says.
+        denoise, steps, trajectory: as the module says.
 
     Raises:
         ValueError: linspace spacing, which has no inverse here.
     """
     _check_sampler(schedule, "ddim")
     course = numbers(*_inverse(schedule, steps))
-    state = (jnp.asarray(latents, jnp.float32),)
-    step = _ddim(denoise, schedule.clip_range)
-    return follow(step, state, course, on_step=on_step, trajectory=trajectory)
+    begun = (jnp.asarray(latents, jnp.float32),)
+    state, path = follow(_ddim(denoise, schedule.clip_range), begun, course, trajectory=trajectory)
+    return state[0] if path is None else (state[0], path)
