@@ -74,6 +74,21 @@ def test_the_fused_gpu_kernel_is_given_even_lengths(lengths, monkeypatch):
     assert all(t % 2 == 0 and s % 2 == 0 for t, s in given)
 
 
+@pytest.mark.parametrize("length", [64, 77])
+def test_a_stack_of_calls_of_the_fused_gpu_kernel_can_be_traced(length, monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91900)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    q, k = (jax.ShapeDtypeStruct((3, 2, t, 4, 40), jnp.bfloat16) for t in (64, length))
+
+    def loss(q, k, v):
+        return jnp.sum(jnp.sin(attention._cudnn(q, k, v, False).astype(jnp.float32)))
+
+    gradients = jax.eval_shape(jax.vmap(jax.grad(loss, (0, 1, 2))), q, k, k)
+    assert [leaf.shape for leaf in gradients] == [q.shape, k.shape, k.shape]
+
+
 def test_sixteen_bits_in_and_out_with_the_softmax_in_float32():
     q, k, v = (a.astype(jnp.bfloat16) for a in _case(1, 128, 600, 2, 40))
     for implementation in ("xla", "chunked"):
