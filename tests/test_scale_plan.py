@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from attrjax.checkpoints.pipeline import build_network
-from benchmark.scale_steps import SMALL
+from attrjax.models import attention
+from benchmark.scale_steps import SMALL, concepts_step
 from benchmark.scale_table import (
     TOPOLOGIES,
     Plan,
@@ -87,6 +89,24 @@ def test_concepts_are_learned_without_a_word_between_devices(tmp_path):
     assert plan["held"]["moments"] == pytest.approx(2 * plan["held"]["tuned parameters"], rel=0.01)
     _, shapes = build_network("unet", SMALL["unet"][1])
     assert plan["held"]["frozen UNet"] == 2 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_steps_of_stacks_can_be_traced_for_a_gpu(monkeypatch):
+    """What JAX refuses of cuDNN's attention it refuses here, too: lengths of prompts, and stacks of them."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    def choose(q_shape, k_shape, dtype, *, implementation=None):
+        fits = dtype == jnp.bfloat16 and q_shape[-1] % 8 == 0 and q_shape[-1] <= 256
+        return attention.Choice("cudnn" if fits else "xla", "as on a GPU")
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91900)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(attention, "choose_attention", choose)
+    options = {"family": "small", "size": 0, "batch": 2, "remat": False, "steps": 100, "fsdp": 1}
+    given = SimpleNamespace(**options, partition="decoder_attention", rule="lora:4", stack=2)
+    step = concepts_step(given, jax.devices()[:1])
+    traced = str(step.function.trace(*step.arguments).jaxpr)
+    assert "dot_product_attention_bwd" in traced
 
 
 def test_a_divided_base_holds_a_part_and_gathers_the_rest(tmp_path):
