@@ -136,8 +136,9 @@ def use_compile_cache(directory: str) -> None:
     path = Path(directory).expanduser() / f"{cores}-cores"
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # JAX keeps what took it a second; a start has dozens of programs that took less.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # JAX keeps what took it a second; a start has dozens of programs that took less, on a GPU more than a
+    # hundred of a twentieth of a second each.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextmanager
