@@ -180,13 +180,8 @@ def make_pictures(
         pictures = [] if init_picture is None else list(init_picture) if each else [init_picture]
         moments = [_encode_picture(pipeline, picture, shape) for picture in pictures]
     stochastic = is_stochastic(sampler, settings.eta)
-    course = course_of(
-        schedule,
-        steps=settings.steps,
-        start=start,
-        eta=settings.eta if sampler == "ddim" else 0.0,
-        from_clean=init_picture is not None,
-    )
+    from_clean = init_picture is not None
+    course = course_of(schedule, steps=settings.steps, start=start, eta=settings.eta, from_clean=from_clean)
     counts = course.inputs["i"]
     # The whole run at once, or where somebody looks on, one evaluation after the other.
     windows = [(0, len(counts))] if on_step is None else [(row, row + 1) for row in range(len(counts))]

@@ -1,4 +1,4 @@
-"""The compiled programs that pictures are made with: encode, denoise, decode.
+"""The compiled programs that pictures are made with: encode, transformed, begun, denoise, decode.
 
 On a mesh every device does, with rows of its own, what one device alone would do, and nothing crosses
 devices. So a picture is the same however many there are, but for rounding: the compiler may fuse the program
@@ -30,7 +30,7 @@ _STATIC = ("unet", "sampler", "clip_range", "guided", "mesh")
 
 
 def place(mesh: Mesh, inputs: Sequence[tuple]) -> tuple:
-    """``noise``, ``clean``, ``fresh``, ``context`` and ``added`` of ``denoise`` on a mesh.
+    """Put ``noise``, ``clean``, ``fresh``, ``context`` and ``added`` of a batch on a mesh.
 
     Args:
         mesh: of this process's devices.

@@ -88,7 +88,7 @@ def measure(shape: tuple[int, int, int, int], rows: int, dtype: str, calls: int)
             attend = jax.jit(lambda q, k, v, name=name: dot_product_attention(q, k, v, implementation=name))
             error = far(attend(q, k, v)[0], want)
             backward = gradient_of(name, target)
-            # Row by row: of several rows nothing is summed over rows.
+            # The first row stands for all: nothing is summed over rows.
             errors = [far(one[:1], other) for one, other in zip(backward(q, k, v), wanted, strict=True)]
             times = [seconds(lambda f=f: f(q, k, v), calls) for f in (attend, backward)]
             found[name] = [error, max(errors), *times]

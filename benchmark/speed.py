@@ -221,6 +221,8 @@ def main(argv: list[str]) -> None:
         for value in flag.value:
             if value not in known:
                 raise app.UsageError(f"--{flag.name}: unknown {value!r}; choose from {', '.join(known)}")
+    if not _ROUNDS.value and not _CACHES.value:
+        raise app.UsageError("--rounds=0 compiles and times nothing: name --caches, where that is kept")
     if _SIZE.value % 64:
         raise app.UsageError(f"--size={_SIZE.value} must be a multiple of 64")
     if "diffusers_flax" in _PEERS.value and not (_FLAX.value and Path(_FLAX.value).is_file()):
@@ -240,11 +242,15 @@ def main(argv: list[str]) -> None:
         own = tuple(task for task in what if task not in TUNED)
         specs["diffusers_flax"] = specs["diffusers_flax"]._replace(what=own)
 
-    flops = count_flops(Spec(peer="flops", **shared))
     with tempfile.TemporaryDirectory() as temporary:
         caches = Path(_CACHES.value or temporary)
         compiled = bool(_CACHES.value and _ROUNDS.value) and caches.exists()
         collected = collect(specs, pythons, _ROUNDS.value, _MEMORY.value * 1e9, caches, compiled)
+    if not _ROUNDS.value:  # nothing was timed: there is no table
+        failed = [f"{peer}, {task}: {why}" for (peer, task), why in collected["failures"].items()]
+        print("\n".join(failed) or f"compiled into {caches}")
+        return
+    flops = count_flops(Spec(peer="flops", **shared))
     blocks = families.UNET[_FAMILY.value]["block_out_channels"]
     print(
         f"\n{_FAMILY.value} (widths {blocks}), {_SIZE.value} px, "
