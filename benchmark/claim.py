@@ -10,13 +10,17 @@ that the run keeps:
   one, against the base's pictures from the same noise (``attributes.measure``);
 * own, prompted, leaked: shares of pictures, as ``benchmark.attributes`` has them.
 
+The references of a seed, an attribute and a part are learned as one list, one after the other, so that they
+share the base's own pictures and the compiled step.
+
 Intervals are 95 % percentiles of a bootstrap over references. Parts are compared with ``full`` in pairs: the
 difference on the same reference, averaged over seeds. Every run is kept in ``--out`` and skipped when the
-command is given again; with ``--shares`` another process does every n-th reference, and the last command
-without it collects all.
+command is given again; with ``--shares`` another process does every n-th list, and the last command without
+it collects all.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,21 +29,33 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from attrjax.attributes.customize import customize
 from attrjax.attributes.probing import read_probes
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.judges import load_judges
-from attrjax.checkpoints.attribute import OTHER, weights_digest
+from attrjax.checkpoints.attribute import OTHER, load_attribute, weights_digest
 from attrjax.checkpoints.pipeline import load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.report import page, plot
-from attrjax.runs import write_whole
-from benchmark.attributes import interval, learn, measured, pictures_of, prompts_for, references
+from attrjax.runs import RECORD, write_whole
+from benchmark.attributes import CONFIGS, interval, measured, pictures_of, prompts_for, references
 
 PARTS = ("encoder", "mid", "decoder", "full", "cross_attention", "decoder_attention")
 AGAINST = "full"
 MEASURES = ("gain", "leakage", "own", "prompted", "leaked")
 SHARES = MEASURES[2:]
-STEPS, EVERY = 75, 25
+MEASURED = "measured.json"
+# What is the same in all runs. One at a time, for a stack is no gain on a CPU.
+ALIKE = {
+    "steps": 75,
+    "probe.every": 25,
+    "stack": 1,
+    "timesteps": (0, 1000),
+    "sampling_timesteps": (0, 1000),
+    "guidance_interval": (0, 1000),
+    "guidance_rescale": 0.0,
+    "paint_strength": 0.0,
+}
 
 
 def main() -> None:
@@ -53,7 +69,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--attributes", nargs="+", choices=list(OTHER), default=list(OTHER))
     parser.add_argument("--parts", nargs="+", default=list(PARTS))
-    parser.add_argument("--shares", default="0/1", help="I/N: only references I, I + N, ...")
+    parser.add_argument("--shares", default="0/1", help="I/N: only lists I, I + N, ...")
     parser.add_argument("--collect", action="store_true", help="only what is there already")
     given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
@@ -65,35 +81,23 @@ def main() -> None:
     rows = []
     for name, picture in zip(all_.names, all_.pictures, strict=True):
         write_whole(given.out / "references" / f"{name}.png", png_bytes(picture))
-    # References come before parts: whenever it is stopped, what there is can be compared in pairs.
-    for seed in given.seeds:
-        for index in range(first, len(all_.names), every):
-            for attribute in given.attributes:
-                for part in given.parts:
-                    name = all_.names[index]
-                    path = given.out / f"seed{seed}" / attribute / name / part
-                    found = path / "measured.json"
-                    if not found.exists() and given.collect:
-                        continue
-                    if not found.exists():
-                        changes = {
-                            "partition": part,
-                            "seed": seed,
-                            "steps": STEPS,
-                            "probe.every": EVERY,
-                            "timesteps": (0, 1000),
-                            "sampling_timesteps": (0, 1000),
-                            "guidance_interval": (0, 1000),
-                            "guidance_rescale": 0.0,
-                            "paint_strength": 0.0,
-                        }
-                        source = given.out / "references" / f"{name}.png"
-                        one = learn(path, source, attribute, changes)
-                        made = pictures_of(pipeline, [one], prompts_for(attribute, one.word), digest)
-                        shares = measured(judges, all_, index, attribute, made)
-                        write_whole(found, json.dumps(shares).encode())
-                    rows.append(row_of(path, attribute, name, part, seed))
-                    print(json.dumps({key: rows[-1][key] for key in rows[-1] if key != "curve"}), flush=True)
+    lists = itertools.product(given.seeds, given.attributes, given.parts)
+    for seed, attribute, part in itertools.islice(lists, first, None, every):
+        where = given.out / f"seed{seed}" / attribute / part
+        if not given.collect:
+            learn_list(where, given.out / "references", all_.names, attribute, part, seed)
+        for index, name in enumerate(all_.names):
+            path = where / name
+            found = path / MEASURED
+            if not found.exists() and given.collect:
+                continue
+            if not found.exists():
+                one = load_attribute(path)
+                made = pictures_of(pipeline, [one], prompts_for(attribute, one.word), digest)
+                shares = measured(judges, all_, index, attribute, made)
+                write_whole(found, json.dumps(shares).encode())
+            rows.append(row_of(path, attribute, name, part, seed))
+            print(json.dumps({key: rows[-1][key] for key in rows[-1] if key != "curve"}), flush=True)
     if every > 1:
         return
     write_whole(given.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -101,6 +105,31 @@ def main() -> None:
     write_whole(given.out / "claim.md", table.encode())
     write_whole(given.out / "index.html", as_page(rows).encode())
     print(table)
+
+
+def learn_list(
+    where: Path, pictures: Path, names: Sequence[str], attribute: str, part: str, seed: int
+) -> None:
+    """Learn the attribute of each picture by one part of the UNet, all but those that were measured before.
+
+    Args:
+        where: gets a directory for each name.
+        pictures: has NAME.png of each name.
+    """
+    references = where / "references.jsonl"
+    lines = [
+        {"reference": str(pictures / f"{name}.png"), "name": name}
+        for name in names
+        if not (where / name / MEASURED).exists()
+    ]
+    if not lines:
+        return
+    if not references.exists():
+        write_whole(references, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    config = CONFIGS[attribute].get_config()
+    config.references, config.partition, config.seed = str(references), part, seed
+    config.update_from_flattened_dict(ALIKE)
+    customize(config, str(where), resume=(where / RECORD).exists())
 
 
 def row_of(path: Path, attribute: str, reference: str, part: str, seed: int) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def main() -> None:
     parser.add_argument("--fsdp", type=int, default=1, help="devices that share one copy of the state")
     parser.add_argument("--remat", action="store_true", help="activations are made again, not kept")
     parser.add_argument("--mfu", type=float, default=0.4)
+    parser.add_argument(
+        "--effort",
+        type=float,
+        default=0.0,
+        help="of the compiler: -1 takes a third of the time, for nearly the same program",
+    )
     parser.add_argument("--virtual", action="store_true", help="virtual CPU devices even if libtpu is there")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args()
@@ -57,8 +63,11 @@ def main() -> None:
         parser.error("--family=sdxl: attributes are learned of bases with one text encoder; --task=base")
     topology = TOPOLOGIES[given.topology]
     with planning(topology, given.virtual) as (devices, compiler):
+        import jax
+
         from benchmark import scale_steps
 
+        jax.config.update("jax_exec_time_optimization_effort", given.effort)
         make = {"concepts": scale_steps.concepts_step, "base": scale_steps.base_step}[given.task]
         plan = scale_steps.compiled(make(given, devices), compiler)
     print(as_markdown(plan, topology, given))

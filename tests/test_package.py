@@ -1,7 +1,10 @@
 """What holds for the package as a whole."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +36,27 @@ def test_nothing_imports_torch_at_run_time():
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             roots = {(name or "").split(".")[0] for name in names}
             assert not roots & {"torch", "diffusers", "peft", "accelerate"}, file
+
+
+def test_a_start_does_not_wait_for_torch_where_it_is_installed(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('torch was imported')")
+    program = (
+        "import attrjax.attributes.customize, attrjax.attributes.export, attrjax.sample\n"
+        "from attrjax.attrworld import bundled, train_unet\n"
+        "from attrjax.checkpoints.pipeline import load_pipeline\n"
+        "load_pipeline(bundled.BASE)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    made = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
 
 
 def test_every_package_that_the_tests_install_is_pinned():
