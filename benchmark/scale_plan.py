@@ -67,6 +67,7 @@ def main() -> None:
 
         from benchmark import scale_steps
 
+        given.size = given.size or 8 * scale_steps.COMPONENTS[given.family]["unet"][1]["sample_size"]
         jax.config.update("jax_exec_time_optimization_effort", given.effort)
         make = {"concepts": scale_steps.concepts_step, "base": scale_steps.base_step}[given.task]
         plan = scale_steps.compiled(make(given, devices), compiler)

@@ -223,7 +223,7 @@ def abstract_pipeline(given: Any) -> tuple[Pipeline, int]:
         return Component(module, params, config)
 
     unet = network("unet", remat=given.remat)
-    side = given.size // 8 or unet.config["sample_size"]
+    side = given.size // 8
     pipeline = Pipeline(
         path=Path(),
         unet=unet,

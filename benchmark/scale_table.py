@@ -90,7 +90,7 @@ def as_markdown(plan: Plan, topology: Topology, given: Any) -> str:
     """The plan as a table."""
     seconds = step_seconds(plan.flops, topology.peak, given.mfu)
     total = sum(plan.held.values()) + plan.workspace
-    what = f"{given.family}, {given.size or 'full'} px, batch {given.batch}"
+    what = f"{given.family}, {given.size} px, batch {given.batch}"
     if given.task == "concepts":
         what += f", {given.rule} of {given.partition}, {given.stack} references on a device"
     else:

@@ -60,6 +60,7 @@ def test_the_table_adds_up():
         **{"rule": "lora:4", "partition": "full", "stack": 2, "steps": 100, "mfu": 0.5},
     )
     table = as_markdown(plan, TOPOLOGIES["v5e-256"], given)
+    assert "sd15, 512 px, batch 4, lora:4 of full, 2 references" in table
     assert "| all, of 16.00 GiB | 10.00 GiB (62 %) |" in table
     assert "| all-reduce, of a step | 2, 5.0 MB |" in table
     seconds = 1e12 / (0.5 * 197e12)
@@ -102,7 +103,7 @@ def test_steps_of_stacks_can_be_traced_for_a_gpu(monkeypatch):
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91900)
     monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(attention, "choose_attention", choose)
-    options = {"family": "small", "size": 0, "batch": 2, "remat": False, "steps": 100, "fsdp": 1}
+    options = {"family": "small", "size": 256, "batch": 2, "remat": False, "steps": 100, "fsdp": 1}
     given = SimpleNamespace(**options, partition="decoder_attention", rule="lora:4", stack=2)
     step = concepts_step(given, jax.devices()[:1])
     traced = str(step.function.trace(*step.arguments).jaxpr)
