@@ -172,6 +172,17 @@ def test_guidance_acts_as_a_file_says_unless_something_else_is_given(learned, sm
     assert as_it_says != made("as-it-is", (), 0.0)
 
 
+def test_all_pictures_of_a_run_have_the_size_that_is_asked_for(smallest_base, reference, tmp_path):
+    changes = {"size": 32, "crossed": 0.5, "partition": "encoder_attention", "rule": "lora:1"}
+    config = small(shape.get_config(), smallest_base, reference, **changes)
+    customize(config, str(tmp_path / "run"))
+    assert [one.step for one in read_probes(tmp_path / "run")] == [1, 2]
+    base = load_base(config)
+    assert pictures_before(config, base.pipeline).shape == (1, 32, 32, 3)
+    own = batching.prior(config, base, make_tools(config, base.pipeline), jax.random.key(0))
+    assert len(own["known"]) and own["known"].shape[1:3] == (32, 32)
+
+
 @pytest.mark.parametrize(("name", "value"), [("guidance_interval", (600, 1000)), ("guidance_rescale", 0.0)])
 def test_what_is_measured_is_guided_as_it_will_be(small_base, reference, name, value):
     config, pipeline = recipe_of(small_base, reference), load_pipeline(small_base, components=REQUIRED)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from attrjax.attributes import pairs
 from attrjax.attributes.conditioning import see
 from attrjax.attributes.fusion import places_of
-from attrjax.attributes.learner import DATA, HERE, PRIOR, Base, Learner
+from attrjax.attributes.learner import DATA, HERE, PRIOR, Base, Learner, side_of
 from attrjax.attributes.pair_prompts import framed, prior_prompts, say
 from attrjax.attributes.sources import continued, pure
 from attrjax.attrworld.judges import LEAST_FOREGROUND, foreground
@@ -170,7 +170,9 @@ def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, 
     if not count or not config["prior"]["rows"]:
         return None
     said, crossed = prior_prompts(config)
-    settings = Settings(**{name: config["probe"][name] for name in ("steps", "guidance", "batch_size")})
+    chosen = {name: config["probe"][name] for name in ("steps", "guidance", "batch_size")}
+    side = side_of(config, base.pipeline)
+    settings = Settings(**chosen, height=side, width=side)
     first = int(np.asarray(jax.random.randint(key, (), 0, 2**30)))
     jobs = [Job(text, first + i) for i, text in enumerate(said)]
     made = to_floats(np.stack(list(make_pictures(base.pipeline, jobs, settings))))

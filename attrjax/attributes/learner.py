@@ -161,17 +161,26 @@ def load_base(config: Mapping[str, Any]) -> Base:
     return Base(path, pipeline._replace(image_encoder=encoder), digest.result(), load_judges())
 
 
+def side_of(config: Mapping[str, Any], pipeline: Pipeline) -> int:
+    """Pixels of a side of all pictures that a run sees or makes: the config's, or the base's own.
+
+    Raises:
+        ValueError: the VAE cannot make such pictures.
+    """
+    settings = Settings(height=config["size"], width=config["size"])
+    return latent_shape(pipeline, settings, [])[0] * vae_factor(pipeline)
+
+
 def read_reference(config: Mapping[str, Any], base: Base) -> Reference:
     """The config's reference, or the one of its attribute that comes with the package.
 
     Raises:
         ValueError, FileNotFoundError: as ``load_reference``.
     """
-    settings = Settings(height=config["size"], width=config["size"])
     return load_reference(
         config["reference"] or REFERENCES / f"{config['attribute']}.png",
         mask=config["mask"] or None,
-        size=latent_shape(base.pipeline, settings, [])[0] * vae_factor(base.pipeline),
+        size=side_of(config, base.pipeline),
         segmenter=lambda picture: foreground(base.judges, picture),
     )
 

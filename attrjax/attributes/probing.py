@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 
 from attrjax.attributes import measure
 from attrjax.attributes.apply import apply_attributes, guidance_of
-from attrjax.attributes.learner import HERE, Base, Learner, paint_strength, to_attribute
+from attrjax.attributes.learner import HERE, Base, Learner, paint_strength, side_of, to_attribute
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.painting import make_with, painted
 from attrjax.attributes.partition import describe
@@ -75,7 +75,7 @@ def open_run(
 
 def pictures_before(config: Mapping[str, Any], pipeline: Pipeline) -> Pictures:
     """Pictures of the untuned base, with the initial word in the place of the placeholder."""
-    settings = _settings(config)
+    settings = _settings(config, pipeline)
     if paint_strength(config):
         # They are the forms that are painted: made as without an appearance.
         settings = settings._replace(**guidance_of([]))
@@ -86,8 +86,8 @@ def pictures_with(run: Run, attribute: Attribute) -> Pictures:
     """The same with what was learned, from the same noise."""
     learner = run.learner
     applied = apply_attributes(learner.pipeline, [(attribute, 1.0)], digest=learner.digest)
-    jobs = _jobs(run.config, learner.word.text)
-    return np.stack(list(make_with(applied, jobs, _settings(run.config), layouts=run.before)))
+    jobs, settings = _jobs(run.config, learner.word.text), _settings(run.config, learner.pipeline)
+    return np.stack(list(make_with(applied, jobs, settings, layouts=run.before)))
 
 
 def look(run: Run, step: int, params: Any) -> bool:
@@ -217,7 +217,8 @@ def _jobs(config: Mapping[str, Any], word: str) -> list[Job]:
     return make_jobs(prompts, config["probe"]["seeds"])
 
 
-def _settings(config: Mapping[str, Any]) -> Settings:
+def _settings(config: Mapping[str, Any], pipeline: Pipeline) -> Settings:
     chosen = {name: config["probe"][name] for name in ("steps", "guidance", "batch_size")}
+    side = side_of(config, pipeline)
     interval, rescale = tuple(config["guidance_interval"]), config["guidance_rescale"]
-    return Settings(**chosen, guidance_interval=interval, guidance_rescale=rescale)
+    return Settings(**chosen, height=side, width=side, guidance_interval=interval, guidance_rescale=rescale)
