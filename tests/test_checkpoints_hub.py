@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from attrjax.checkpoints.hub import download, find_base
+from attrjax.checkpoints.hub import download, find_base, find_image_encoder
 
 ROOT = Path(__file__).parents[1]
 STEM = "diffusion_pytorch_model"
@@ -79,6 +79,22 @@ def test_a_variant_is_fetched_where_there_is_one(hub):
     assert download("org/base", "fp16") == hub
     variant = {f"unet/{STEM}.fp16.safetensors", "text_encoder/model.fp16-00001-of-00001.safetensors"}
     assert fetched(hub) == SMALL | variant | {f"vae/{STEM}.safetensors", "filters/shape.safetensors"}
+
+
+def test_of_a_clip_its_safetensors_are_fetched(hub, monkeypatch):
+    remote = ["config.json", "README.md", "pytorch_model.bin", "model.safetensors", "model.fp16.safetensors"]
+    monkeypatch.setattr(sys.modules[__name__], "REMOTE", [*remote, "onnx/model.onnx", "tokenizer.json"])
+    assert find_image_encoder("org/base") == hub
+    assert fetched(hub) == {"config.json", "model.safetensors"}
+
+
+def test_an_image_encoder_may_be_a_bases_own(tmp_path):
+    (tmp_path / "base" / "image_encoder").mkdir(parents=True)
+    assert find_image_encoder(tmp_path / "base") == tmp_path / "base" / "image_encoder"
+    (tmp_path / "base" / "config.json").write_text("{}")
+    assert find_image_encoder(tmp_path / "base") == tmp_path / "base"
+    with pytest.raises(FileNotFoundError, match="no Hub id"):
+        find_image_encoder(tmp_path / "nowhere")
 
 
 def test_a_folder_goes_before_the_hub(tmp_path, monkeypatch):

@@ -27,8 +27,8 @@ from attrjax.attributes.recognition import find_filters, recognized
 from attrjax.attrworld.bundled import REFERENCES, base_or_bundled
 from attrjax.attrworld.judges import Judges, foreground, load_judges
 from attrjax.checkpoints.attribute import ATTRIBUTES, Attribute, weights_digest
-from attrjax.checkpoints.hub import find_base
-from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
+from attrjax.checkpoints.hub import find_base, find_image_encoder
+from attrjax.checkpoints.pipeline import Pipeline, components_of, load_component, load_pipeline
 from attrjax.data.references import Reference, load_reference
 from attrjax.diffusion.guidance import check_guidance
 from attrjax.diffusion.losses import check_timesteps, denoising_losses
@@ -142,22 +142,35 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def load_base(config: Mapping[str, Any]) -> Base:
-    """The config's base, which must be able to see.
+    """The config's base, with what the reference is seen with: its own image encoder, or ``image_encoder``.
 
     Raises:
         ValueError, FileNotFoundError: it cannot be used.
     """
     variant = config["variant"] or None
     path = find_base(base_or_bundled(config["base"]), variant)
+    held, seen_by = components_of(path), config["image_encoder"]
+    if "text_encoder_2" in held:
+        raise ValueError(
+            f"{path} has two text encoders: attributes are learned of Stable Diffusion 1.x and 2.x, "
+            "which have one"
+        )
+    if "image_encoder" not in held and not seen_by:
+        raise ValueError(
+            f"{path} has no image_encoder, which the reference is seen with: name a CLIP vision tower, such "
+            "as --config.image_encoder=openai/clip-vit-large-patch14 of the Hub, or a directory"
+        )
     dtype = getattr(jnp, config["dtype"])
     digest = beside(lambda: weights_digest(path, variant))  # of gigabytes, while they are read
-    pipeline = load_pipeline(path, variant=variant, dtype=dtype, remat=config["remat"])
-    if pipeline.image_encoder is None:
-        raise ValueError(
-            f"{path} has no image_encoder, which the reference is seen with: add a CLIP vision tower"
-        )
+    chosen = [name for name in held if name != "image_encoder"] if seen_by else held
+    pipeline = load_pipeline(path, variant=variant, dtype=dtype, remat=config["remat"], components=chosen)
+    encoder = pipeline.image_encoder
+    if seen_by:
+        options = {"dtype": dtype, "param_dtype": np.float32}
+        encoder = load_component(find_image_encoder(seen_by), "image_encoder", options=options)
+    assert encoder is not None
     # It is called with its parameters as arguments, which shall not be copied to the device in each call.
-    encoder = pipeline.image_encoder._replace(params=jax.device_put(pipeline.image_encoder.params))
+    encoder = encoder._replace(params=jax.device_put(encoder.params))
     return Base(path, pipeline._replace(image_encoder=encoder), digest.result(), load_judges())
 
 

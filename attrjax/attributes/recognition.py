@@ -21,15 +21,20 @@ def find_filters(config: Mapping[str, Any], base: Path) -> tuple[SavedFilter | N
     """The filter that the config's run begins with, and the base's own for the other attribute.
 
     The first is None where the run begins anew. A base's own is used where it is of the config's kind. The
-    second is None where the base has none, or filters are not wanted.
+    second is None where the base has none, or filters are not wanted. A base's own read its own image
+    encoder: with another one, none is used.
 
     Raises:
         FileNotFoundError, ValueError: the file that is named cannot be read, or is of another base, attribute
             or kind.
     """
     choice, attribute = config["filter_weights"], config["attribute"]
-    if choice == NONE:
+    if choice == NONE or (choice == BASE and config["image_encoder"]):
         return None, None
+    if config["image_encoder"]:
+        raise ValueError(
+            f"filter_weights={choice} reads the base's own image encoder: give it, or an image_encoder"
+        )
     own, other = (base / DIRECTORY / f"{name}.safetensors" for name in (attribute, OTHER[attribute]))
     path = own if choice == BASE else Path(choice)
     found = {

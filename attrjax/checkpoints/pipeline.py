@@ -155,6 +155,15 @@ def load_pipeline(
     return Pipeline(path=base, model_index=index, **parts)
 
 
+def components_of(base: Path) -> list[str]:
+    """The names in ``COMPONENTS`` of what a base has.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no base, or of a component or class that is not supported.
+    """
+    return _present(base, _read_model_index(base, chosen=False))
+
+
 def build_network(
     name: str, config: Mapping[str, Any], torch_class: str | None = None, **options: Any
 ) -> tuple[nn.Module, Params]:
@@ -378,7 +387,9 @@ def save_component(
     dtype: DTypeLike = np.float32,
     max_shard_size: int = 10 * 10**9,
 ) -> None:
-    """Write one network into its own folder, which must not exist: ``config.json`` and weights.
+    """Write one network into its own folder: weights and, when they are there, ``config.json``.
+
+    Files that are there are replaced by whole ones, so that a program that was killed here may write again.
 
     Args, raises: as ``save_pipeline``.
     """
@@ -391,8 +402,9 @@ def save_component(
         config |= {"architectures": [torch_class], "torch_dtype": str(np.dtype(dtype))}
         config.setdefault("model_type", "clip_vision_model" if name == "image_encoder" else "clip_text_model")
     folder = Path(folder)
-    _write_config(folder / "config.json", config)
+    folder.mkdir(parents=True, exist_ok=True)
     save_params(folder, STEMS[name], component.params, dtype=np.dtype(dtype), max_shard_size=max_shard_size)
+    write_json(folder / "config.json", config)
 
 
 def _torch_class(name: str, module: nn.Module) -> str:
