@@ -226,7 +226,9 @@ def test_a_picture_is_cut_to_shape_and_resized(tmp_path):
     path = tmp_path / "wide.png"
     path.write_bytes(png_bytes(wide))
     assert np.array_equal(load_picture(path, 16, 16), np.ones((16, 16, 3), np.float32))
-    with pytest.raises(ValueError, match="cannot be read as a picture"):
+    Image.new("RGBA", (20, 20), (90, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.array_equal(load_picture(tmp_path / "clear.png", 16, 16), np.ones((16, 16, 3), np.float32))
+    with pytest.raises(ValueError, match="is no picture of a format that can be read"):
         path.write_text("no picture")
         load_picture(path, 16, 16)
     with pytest.raises(FileNotFoundError, match="there is no picture"):

@@ -15,14 +15,14 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 # Of the longer side, in pixels: more is not decoded where the format allows it, and else thrown away at once.
 LONGEST = 4096
-NEUTRAL = (128, 128, 128)  # what shows through transparent pixels
+NEUTRAL = (128, 128, 128)  # shows through transparent pixels unless something else is asked for
 
 
 class Decoded(NamedTuple):
     """A picture from a file.
 
     Attributes:
-        colours: mode RGB, upright, in sRGB; on neutral grey where it is transparent. Its longer side has at
+        colours: mode RGB, upright, in sRGB; on the backdrop where it is transparent. Its longer side has at
             most ``LONGEST`` pixels.
         alpha: mode L, of the same size, 255 where it is opaque; None where no pixel is transparent.
         size: width and height of the upright picture as the file has it.
@@ -33,7 +33,7 @@ class Decoded(NamedTuple):
     size: tuple[int, int]
 
 
-def decode(path: str | Path) -> Decoded:
+def decode(path: str | Path, backdrop: tuple[int, int, int] = NEUTRAL) -> Decoded:
     """Read a picture.
 
     * A camera's rotation (EXIF) is applied.
@@ -43,6 +43,10 @@ def decode(path: str | Path) -> Decoded:
     * Of an animation, or of a file with several pages, the first picture is read, and one line is logged.
     * Large pictures are reduced by a whole number as they are read: a JPEG while it is decoded, others right
       after. Colours under transparent pixels take no part in it.
+
+    Args:
+        path: of any format that Pillow reads.
+        backdrop: what shows through transparent pixels, 0..255.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,7 +61,7 @@ def decode(path: str | Path) -> Decoded:
             # Pillow only warns up to twice the limit, and a warning scrolls away while memory fills.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                return _decode(opened, path)
+                return _decode(opened, path, backdrop)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, too many to be read safely:"
@@ -75,7 +79,7 @@ def decode(path: str | Path) -> Decoded:
         ) from error
 
 
-def _decode(opened: Image.Image, path: Path) -> Decoded:
+def _decode(opened: Image.Image, path: Path, backdrop: tuple[int, int, int]) -> Decoded:
     pictures = getattr(opened, "n_frames", 1)
     if pictures > 1:
         logging.info("%s has %d pictures: the first one is taken", path, pictures)
@@ -105,7 +109,7 @@ def _decode(opened: Image.Image, path: Path) -> Decoded:
             alpha = None
     image = _to_srgb(image, profile)
     if alpha is not None:
-        image = Image.composite(image, Image.new("RGB", image.size, NEUTRAL), alpha)
+        image = Image.composite(image, Image.new("RGB", image.size, backdrop), alpha)
     return Decoded(image, alpha, (width, height))
 
 

@@ -5,27 +5,21 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from attrjax.data.decoding import decode
+
+WHITE = (255, 255, 255)
 
 
 def load_picture(path: str | Path, height: int, width: int) -> Float[np.ndarray, "{height} {width} 3"]:
-    """A picture in [-1, 1], cut at its sides to the shape asked for and resized to it; on white where
-    transparent.
+    """A picture in [-1, 1], of any kind that ``decoding.decode`` reads, cut at its sides to the shape asked
+    for and resized to it; on white where transparent.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a picture that can be read.
+        FileNotFoundError, ValueError: as ``decode``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no picture {path}")
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    image = ImageOps.fit(decode(path, WHITE).colours, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / 127.5 - 1
 
 
