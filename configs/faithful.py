@@ -40,9 +40,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.paint_strength = config.other.paint_strength = 0.0
     config.steps = config.other.steps = 1000
     config.batch_size = 1
-    config.optimizer = ConfigDict(
-        {"learning_rate": 2e-5, "decay": "constant", "weight_decay": 0.01, "b2": 0.999, "clip": 0.0}
-    )
+    config.optimizer.update({"learning_rate": 2e-5, "warmup": 0, "decay": "constant"})
+    config.optimizer.update({"weight_decay": 0.01, "b2": 0.999, "clip": 0.0})
     config.other.optimizer = ConfigDict({"learning_rate": 2e-5})  # the rest is for both
     config.backdrop_weight = 1.0
     config.code_weight = 0.01

@@ -85,7 +85,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.crossed = 0.25
     config.patience = 0  # probes without a better score, after which it ends; 0 for no such end
     config.batch_size = 8  # pairs drawn from the reference
-    config.optimizer = ConfigDict({"learning_rate": 3e-4, "warmup": 10})
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 3e-4,
+            "warmup": 10,  # steps in which the rate rises
+            "decay": "cosine",  # to 0 at the end; constant for none
+            "weight_decay": 0.0,
+            "clip": 1.0,  # largest norm of the gradient; 0 for none
+            "b1": 0.9,
+            "b2": 0.99,
+            "eps": 1e-8,
+        }
+    )
     config.snr_gamma = 0.0  # gamma of min-SNR weights; 0 for none
     config.offset_noise = 0.0
     config.backdrop_weight = 0.3  # of the error outside of the mask

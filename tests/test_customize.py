@@ -1,13 +1,17 @@
 """One attribute of a picture, from its file to a new picture, on a base of a few thousand weights."""
 
 import json
+import shlex
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import config_flags
 from PIL import Image
 
 from attrjax.attributes import batches as batching
@@ -32,6 +36,7 @@ from attrjax.attributes.probing import pictures_before, read_probes
 from attrjax.checkpoints.attribute import load_attribute, save_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.data.prompts import text_encoder, tokenize
+from attrjax.report import page
 from attrjax.sample import sample
 from configs import appearance, faithful, shape
 from configs import export as export_config
@@ -342,6 +347,18 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
     assert all("/attn" in path for path in attribute.adapter) and kinds <= {"to_q", "to_k", "to_v"}
     assert not any("to_q/kernel" in path for path in attribute.weights)
     assert all(path.startswith("down_blocks_") for path in [*attribute.weights, *attribute.adapter])
+
+
+@pytest.mark.parametrize("attribute", ["shape", "appearance"])
+def test_the_command_on_a_page_makes_its_run_again_whatever_it_began_from(attribute, monkeypatch):
+    config = faithful.get_config(f"attribute={attribute}")
+    found = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=found)
+    flags.DEFINE_string("workdir", None, "", flag_values=found)
+    given = shlex.split(page.command(f"configs/{attribute}.py", "runs/again", config))[2:]
+    monkeypatch.setattr(sys, "argv", given)  # where the config's keys are looked for
+    found(given)
+    assert found.config.to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(

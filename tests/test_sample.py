@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
 from attrjax.checkpoints.lora import save_lora
 from attrjax.checkpoints.pipeline import load_pipeline
