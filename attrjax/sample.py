@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from attrjax.attributes.apply import Applied, Painting, apply_attributes, guidance_of, other_word
 from attrjax.attributes.painting import make_with, painted_word, share_of
-from attrjax.attrworld.bundled import base_or_bundled
+from attrjax.attrworld.bundled import base_or_bundled, usual_guidance
 from attrjax.checkpoints.attribute import OTHER, Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
@@ -196,8 +196,7 @@ def make_settings(config: Mapping[str, Any]) -> Settings:
     settings = settings._replace(**{name: usual[name] for name in UNSET if config[name] == UNSET[name]})
     check_guidance(settings.guidance_interval, settings.guidance_rescale)
     if not settings.guidance:
-        # The bundled base was measured at 4; more makes its pictures grainy.
-        settings = settings._replace(guidance=7.5 if config["base"] else 4.0)
+        settings = settings._replace(guidance=usual_guidance(config["base"]))
     if settings.batch_size < 0:
         raise ValueError(f"batch_size={settings.batch_size} must be 1 or more, or 0 to choose it")
     return settings._replace(batch_size=settings.batch_size or (1 if jax.default_backend() == "cpu" else 4))

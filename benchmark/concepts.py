@@ -30,16 +30,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from attrjax.attributes import stack
+from attrjax.attributes.base import Base, load_base
 from attrjax.attributes.batches import batches, make_tools, prior
-from attrjax.attributes.learner import (
-    Base,
-    begun_of,
-    first_params,
-    frozen_of,
-    load_base,
-    loss_of,
-    make_learner,
-)
+from attrjax.attributes.learner import begun_of, first_params, frozen_of, loss_of, make_learner
 from attrjax.fit import STEPS
 from attrjax.parallel.mesh import make_mesh, place_batch, place_state
 from attrjax.prefetch import in_background

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from attrjax.attributes import batches as batching
+from attrjax.attributes.base import load_base
 from attrjax.attributes.batches import batch_like, make_tools, prior
-from attrjax.attributes.learner import (
-    load_base,
-    make_learner,
-)
+from attrjax.attributes.learner import make_learner
 from attrjax.attributes.pair_prompts import prior_prompts
 from attrjax.data.prompts import tokenize
 from attrjax.parallel.mesh import batch_shapes, make_mesh, place_batch

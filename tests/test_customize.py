@@ -18,19 +18,13 @@ from attrjax.attributes import batches as batching
 from attrjax.attributes import customize as customization
 from attrjax.attributes import learner
 from attrjax.attributes.apply import apply_attributes
+from attrjax.attributes.base import load_base
 from attrjax.attributes.batches import make_tools
 from attrjax.attributes.conditioning import context_of
 from attrjax.attributes.customize import customize
 from attrjax.attributes.export import export
 from attrjax.attributes.fusion import places_of
-from attrjax.attributes.learner import (
-    begun_of,
-    first_params,
-    frozen_of,
-    load_base,
-    loss_of,
-    make_learner,
-)
+from attrjax.attributes.learner import begun_of, first_params, frozen_of, loss_of, make_learner
 from attrjax.attributes.measure import best_of
 from attrjax.attributes.probing import pictures_before, read_probes
 from attrjax.checkpoints.attribute import load_attribute, save_attribute

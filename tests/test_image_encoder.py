@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from attrjax.arguments import BASES
+from attrjax.attributes.base import settings_of
 from attrjax.attributes.customize import customize
 from attrjax.checkpoints.files import read_json, write_json
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
@@ -67,6 +68,15 @@ def test_presets_are_a_base_that_can_see_at_its_size_and_tune_little_of_it(modul
     for recipe in (config, config.other):
         assert recipe.optimizer.learning_rate <= 1e-4 < module.get_config().optimizer.learning_rate
         assert recipe.steps % config.probe.every == 0
+
+
+def test_a_run_makes_its_pictures_as_suits_the_base(small_base):
+    config, pipeline = shape.get_config(), load_pipeline(small_base)
+    assert (settings_of(config, pipeline).guidance, settings_of(config, pipeline).height) == (4.0, 64)
+    config.update({"base": "DIR", "size": 128})
+    assert (settings_of(config, pipeline).guidance, settings_of(config, pipeline).width) == (7.5, 128)
+    config.probe.guidance = 2.0
+    assert settings_of(config, pipeline).guidance == 2.0
 
 
 def test_the_preset_of_xl_is_refused():

@@ -288,6 +288,7 @@ def test_names_are_of_pictures_and_unique(smallest_base, pictures, tmp_path):
 def compiled_for_four(base, directory):
     """In a process with four devices: the step that learns four references, as a program."""
     from attrjax.attributes import batches, learner, stack
+    from attrjax.attributes.base import load_base
     from attrjax.parallel.mesh import make_mesh, place_batch
 
     assert jax.device_count() == 4
@@ -295,7 +296,7 @@ def compiled_for_four(base, directory):
     paths = Path(directory) / "a.png", Path(directory) / "a-mask.png"
     config = recipe(base, paths)
     config.prior.count = 0
-    one = learner.make_learner(config, learner.load_base(config))
+    one = learner.make_learner(config, load_base(config))
     tools, root = batches.make_tools(config, one.pipeline), jax.random.key(0)
     pairs = batches.batches(config, one, root, tools, None)(0)
     own = stack.own_of(learner.begun_of(one), root, 2)

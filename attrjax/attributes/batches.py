@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from attrjax.attributes import pairs
+from attrjax.attributes.base import Base, settings_of
 from attrjax.attributes.conditioning import see
 from attrjax.attributes.fusion import places_of
-from attrjax.attributes.learner import DATA, HERE, PRIOR, Base, Learner, side_of
+from attrjax.attributes.learner import DATA, HERE, PRIOR, Learner
 from attrjax.attributes.pair_prompts import framed, prior_prompts, say
 from attrjax.attributes.sources import continued, pure
 from attrjax.attrworld.judges import LEAST_FOREGROUND, foreground
@@ -21,7 +22,7 @@ from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.compiling import quick
 from attrjax.data.pictures import to_floats
 from attrjax.data.prompts import tokenize
-from attrjax.generate import Job, Settings, latent_scale, make_pictures, vae_factor
+from attrjax.generate import Job, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
 from attrjax.runs import plain
 
@@ -170,9 +171,7 @@ def prior(config: Mapping[str, Any], base: Base, tools: Tools, root: Key[Array, 
     if not count or not config["prior"]["rows"]:
         return None
     said, crossed = prior_prompts(config)
-    chosen = {name: config["probe"][name] for name in ("steps", "guidance", "batch_size")}
-    side = side_of(config, base.pipeline)
-    settings = Settings(**chosen, height=side, width=side)
+    settings = settings_of(config, base.pipeline)
     first = int(np.asarray(jax.random.randint(key, (), 0, 2**30)))
     jobs = [Job(text, first + i) for i, text in enumerate(said)]
     made = to_floats(np.stack(list(make_pictures(base.pipeline, jobs, settings))))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from attrjax.arguments import did_you_mean, exchanged, one_line
-from attrjax.attributes.learner import Base, check_config, read_reference
+from attrjax.attributes.base import Base, read_reference
+from attrjax.attributes.learner import check_config
 from attrjax.checkpoints.attribute import placeholder_error
 from attrjax.runs import slug
 

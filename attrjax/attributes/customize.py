@@ -19,15 +19,14 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Key
 
+from attrjax.attributes.base import Base, load_base
 from attrjax.attributes.batches import Tools, batch_like, batches, make_tools, prior
 from attrjax.attributes.learner import (
-    Base,
     Learner,
     begun_of,
     check_config,
     first_params,
     frozen_of,
-    load_base,
     loss_of,
     make_learner,
 )

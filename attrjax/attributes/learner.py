@@ -1,7 +1,6 @@
-"""What an attribute is learned with: the base, the reference as it sees it, the loss, the file at the end."""
+"""What an attribute is learned with: the parts that learn, the loss, and the file at the end."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from attrjax.attributes.base import Base, read_reference
 from attrjax.attributes.conditioning import (
     FUSIONS,
     Word,
@@ -24,18 +24,14 @@ from attrjax.attributes.conditioning import (
 from attrjax.attributes.material import material_from
 from attrjax.attributes.partition import Partition, join, rules_of, split
 from attrjax.attributes.recognition import find_filters, recognized
-from attrjax.attrworld.bundled import REFERENCES, base_or_bundled
-from attrjax.attrworld.judges import Judges, foreground, load_judges
-from attrjax.checkpoints.attribute import ATTRIBUTES, Attribute, weights_digest
-from attrjax.checkpoints.hub import find_base, find_image_encoder
-from attrjax.checkpoints.pipeline import Pipeline, components_of, load_component, load_pipeline
-from attrjax.data.references import Reference, load_reference
+from attrjax.checkpoints.attribute import ATTRIBUTES, Attribute
+from attrjax.checkpoints.pipeline import Pipeline
+from attrjax.data.references import Reference
 from attrjax.diffusion.guidance import check_guidance
 from attrjax.diffusion.losses import check_timesteps, denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
-from attrjax.generate import Settings, latent_shape, vae_factor
 from attrjax.models.adapters import bind
-from attrjax.prefetch import beside, side_by_side
+from attrjax.prefetch import side_by_side
 from attrjax.runs import plain
 from attrjax.training import make_optimizer
 
@@ -47,22 +43,6 @@ PAIRS = ("destroyed", "whole")
 DTYPES = ("float32", "bfloat16")
 PAINT_STRENGTH = 0.4  # on the bundled base
 HERE = "{}"  # where a probe's prompt has the placeholder
-
-
-class Base(NamedTuple):
-    """What all references are learned with.
-
-    Attributes:
-        path: of the base.
-        pipeline: it, untuned.
-        digest: of its weights.
-        judges: attrworld's; the segmenter is one of them.
-    """
-
-    path: Path
-    pipeline: Pipeline
-    digest: str
-    judges: Judges
 
 
 class Learner(NamedTuple):
@@ -139,63 +119,6 @@ def check_config(config: Mapping[str, Any]) -> None:
     for prompt in config["probe"]["prompts"]:
         if HERE not in prompt:
             raise ValueError(f"the probe's prompt {prompt!r} has no {HERE}, where the placeholder stands")
-
-
-def load_base(config: Mapping[str, Any]) -> Base:
-    """The config's base, with what the reference is seen with: its own image encoder, or ``image_encoder``.
-
-    Raises:
-        ValueError, FileNotFoundError: it cannot be used.
-    """
-    variant = config["variant"] or None
-    path = find_base(base_or_bundled(config["base"]), variant)
-    held, seen_by = components_of(path), config["image_encoder"]
-    if "text_encoder_2" in held:
-        raise ValueError(
-            f"{path} has two text encoders: attributes are learned of Stable Diffusion 1.x and 2.x, "
-            "which have one"
-        )
-    if "image_encoder" not in held and not seen_by:
-        raise ValueError(
-            f"{path} has no image_encoder, which the reference is seen with: name a CLIP vision tower, such "
-            "as --config.image_encoder=openai/clip-vit-large-patch14 of the Hub, or a directory"
-        )
-    dtype = getattr(jnp, config["dtype"])
-    digest = beside(lambda: weights_digest(path, variant))  # of gigabytes, while they are read
-    chosen = [name for name in held if name != "image_encoder"] if seen_by else held
-    pipeline = load_pipeline(path, variant=variant, dtype=dtype, remat=config["remat"], components=chosen)
-    encoder = pipeline.image_encoder
-    if seen_by:
-        options = {"dtype": dtype, "param_dtype": np.float32}
-        encoder = load_component(find_image_encoder(seen_by), "image_encoder", options=options)
-    assert encoder is not None
-    # It is called with its parameters as arguments, which shall not be copied to the device in each call.
-    encoder = encoder._replace(params=jax.device_put(encoder.params))
-    return Base(path, pipeline._replace(image_encoder=encoder), digest.result(), load_judges())
-
-
-def side_of(config: Mapping[str, Any], pipeline: Pipeline) -> int:
-    """Pixels of a side of all pictures that a run sees or makes: the config's, or the base's own.
-
-    Raises:
-        ValueError: the VAE cannot make such pictures.
-    """
-    settings = Settings(height=config["size"], width=config["size"])
-    return latent_shape(pipeline, settings, [])[0] * vae_factor(pipeline)
-
-
-def read_reference(config: Mapping[str, Any], base: Base) -> Reference:
-    """The config's reference, or the one of its attribute that comes with the package.
-
-    Raises:
-        ValueError, FileNotFoundError: as ``load_reference``.
-    """
-    return load_reference(
-        config["reference"] or REFERENCES / f"{config['attribute']}.png",
-        mask=config["mask"] or None,
-        size=side_of(config, base.pipeline),
-        segmenter=lambda picture: foreground(base.judges, picture),
-    )
 
 
 def make_learner(config: Mapping[str, Any], base: Base) -> Learner:

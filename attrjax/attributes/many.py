@@ -17,18 +17,10 @@ from absl import logging
 from jax.sharding import Mesh
 
 from attrjax.attributes import stack
+from attrjax.attributes.base import Base, load_base
 from attrjax.attributes.batches import Tools, batches, make_tools, prior
 from attrjax.attributes.concepts import STACKS, Concept, check_references, read_list, recipe_for
-from attrjax.attributes.learner import (
-    Base,
-    Learner,
-    begun_of,
-    first_params,
-    frozen_of,
-    load_base,
-    loss_of,
-    make_learner,
-)
+from attrjax.attributes.learner import Learner, begun_of, first_params, frozen_of, loss_of, make_learner
 from attrjax.attributes.list_report import save_card, write_list_report
 from attrjax.attributes.partition import describe
 from attrjax.attributes.phases import Turn, train_phases

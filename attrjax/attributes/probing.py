@@ -13,7 +13,8 @@ from jaxtyping import Float, UInt8
 
 from attrjax.attributes import measure
 from attrjax.attributes.apply import apply_attributes, guidance_of
-from attrjax.attributes.learner import HERE, Base, Learner, paint_strength, side_of, to_attribute
+from attrjax.attributes.base import Base, settings_of
+from attrjax.attributes.learner import HERE, Learner, paint_strength, to_attribute
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.painting import make_with, painted
 from attrjax.attributes.partition import describe
@@ -23,7 +24,7 @@ from attrjax.checkpoints.attribute import FILE_NAME, Attribute, as_stored, load_
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.data.pictures import to_floats, to_uint8
 from attrjax.generate import Job, Settings, make_jobs, make_pictures
-from attrjax.runs import RECORD, peak_memory, timed, write_record
+from attrjax.runs import RECORD, peak_memory, timed, write_record, write_whole
 
 PROBES = "probes.jsonl"
 Pictures = UInt8[np.ndarray, "n h w 3"]
@@ -111,8 +112,8 @@ def look(run: Run, step: int, params: Any) -> bool:
             save_attribute(directory, attribute)
             run.kept.clear()
             run.kept[step] = pictures
-        with (directory / PROBES).open("a") as file:
-            file.write(json.dumps({**found._asdict(), "score": found.score}) + "\n")
+        lines = [*_lines(directory), json.dumps({**found._asdict(), "score": found.score}) + "\n"]
+        write_whole(directory / PROBES, "".join(lines).encode())
     logging.info(
         "%s, step %d: gain %.3f, leakage %.3f, score %.3f",
         *(directory.name, step, found.gain, found.leakage, found.score),
@@ -128,10 +129,16 @@ def look_first(run: Run, params: Any) -> None:
 
 def read_probes(directory: Path) -> list[Probe]:
     """What a run has measured, by step; of a step that was measured twice, the last."""
-    path = directory / PROBES
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [json.loads(line) for line in _lines(directory)]
     found = {line["step"]: Probe(**{name: line[name] for name in Probe._fields}) for line in lines}
     return [found[step] for step in sorted(found)]
+
+
+def _lines(directory: Path) -> list[str]:
+    """The lines of ``probes.jsonl``, without one that was cut off: that step is measured again."""
+    path = directory / PROBES
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("}\n")]
 
 
 def last_probe(config: Mapping[str, Any]) -> int:
@@ -218,7 +225,5 @@ def _jobs(config: Mapping[str, Any], word: str) -> list[Job]:
 
 
 def _settings(config: Mapping[str, Any], pipeline: Pipeline) -> Settings:
-    chosen = {name: config["probe"][name] for name in ("steps", "guidance", "batch_size")}
-    side = side_of(config, pipeline)
     interval, rescale = tuple(config["guidance_interval"]), config["guidance_rescale"]
-    return Settings(**chosen, height=side, width=side, guidance_interval=interval, guidance_rescale=rescale)
+    return settings_of(config, pipeline)._replace(guidance_interval=interval, guidance_rescale=rescale)
