@@ -50,6 +50,53 @@ def test_without_judges_the_reference_is_like_itself_and_colours_are_appearance(
     assert all(value < 0.999 for name in found for value in found[name][1:])
 
 
+ROWS, COLUMNS = np.mgrid[:64, :64]
+BACKDROP, RED, GREEN = (210, 215, 220), (200, 40, 30), (20, 140, 60)
+
+
+def corner(top, left, side):
+    """The outline of an L."""
+    inside = (ROWS >= top) & (ROWS < top + side) & (COLUMNS >= left) & (COLUMNS < left + side)
+    return inside & ((ROWS >= top + 2 * side // 3) | (COLUMNS < left + side // 3))
+
+
+def disc(row, column, radius):
+    return (ROWS - row) ** 2 + (COLUMNS - column) ** 2 < radius**2
+
+
+def painted(outline, colour, backdrop=BACKDROP):
+    return np.where(outline[..., None], colour, backdrop).astype(np.uint8)
+
+
+def drawn_similarity(segment=None):
+    """``encoded`` of a red L, with a segmenter that knows how the pictures here are drawn."""
+    outline = corner(14, 14, 36)
+    reference = Reference(to_floats(painted(outline, RED)), outline.astype(np.float32), "given")
+
+    def drawn(picture):
+        return (np.abs(picture - picture[0, 0]).max(-1) > 0.1).astype(np.float32)
+
+    return encoded(load_component(BASE / "image_encoder", "image_encoder"), reference, segment or drawn)
+
+
+def test_an_outline_stays_itself_where_it_is_moved_scaled_and_recoloured():
+    same = [painted(corner(6, 24, 27), RED), painted(corner(14, 14, 36), GREEN)]
+    elsewhere = [painted(corner(14, 14, 36), RED, backdrop) for backdrop in ((90, 160, 210), (20, 20, 20))]
+    others = [painted(disc(32, 32, 16), RED), painted(corner(14, 14, 36)[:, ::-1][::-1], RED)]
+    found = drawn_similarity()(np.stack([*same, *elsewhere, *others]))["shape"]
+    assert found[:4].min() > found[4:].max() + 0.1
+
+
+def test_where_no_foreground_is_found_a_picture_is_taken_as_a_whole():
+    pictures = np.stack([painted(disc(32, 32, 16), RED), painted(corner(14, 14, 36), GREEN)])
+    none, speck, all_ = np.zeros((64, 64)), np.eye(64) * (ROWS < 20), np.ones((64, 64))
+    found = [drawn_similarity(lambda _, mask=mask: mask)(pictures) for mask in (none, speck, all_)]
+    for attribute in ("shape", "appearance"):
+        np.testing.assert_array_equal(found[0][attribute], found[2][attribute])
+        np.testing.assert_array_equal(found[1][attribute], found[2][attribute])
+    assert min(found[0]["appearance"]) > 0.1
+
+
 def test_gain_less_leakage_is_the_score_and_less_leakage_than_none_is_no_merit():
     before = {"shape": np.array([0.1, 0.3]), "appearance": np.array([0.2, 0.2])}
     after = {"shape": np.array([0.5, 0.7]), "appearance": np.array([0.3, 0.3])}

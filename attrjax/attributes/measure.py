@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from attrjax.attributes.conditioning import see
 from attrjax.attributes.filters import foreground_statistics
-from attrjax.attrworld.judges import Judges, embed_appearance, embed_shape
+from attrjax.attrworld.judges import LEAST_FOREGROUND, Judges, embed_appearance, embed_shape
 from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.pipeline import Component
 from attrjax.data.pictures import to_floats
@@ -96,20 +96,30 @@ def judged(judges: Judges, reference: Reference) -> Similarity:
 
 
 def encoded(encoder: Component, reference: Reference, segment: Segmenter) -> Similarity:
-    """Similarity to the reference in features of the base's own image encoder, for any base.
+    """Similarity to the reference in foregrounds, and features of the base's own image encoder, for any base.
 
-    Shape is the correlation of the patches' self-similarities, which say how parts lie to each other and not
-    what they look like (Shechtman & Irani 2007; of features of a transformer: Tumanyan et al. 2022, section
-    3.2). Appearance is the mean of two: the cosine of the features' means and spreads over the foreground,
-    and how much the histograms of colours have in common.
+    Shape is the mean of two, both of pictures that are moved and scaled until their foreground has the
+    reference's centroid and spread: how much the foregrounds overlap (intersection over union), and over the
+    reference's foreground the correlation of the patches' self-similarities, which say how parts lie to each
+    other and not what they look like (Shechtman & Irani 2007; of features of a transformer: Tumanyan et al.
+    2022, section 3.2). Appearance is the mean of two: the cosine of the features' means and spreads over the
+    foreground, and how much the histograms of colours have in common.
+
+    A picture in which (nearly) no foreground is found is taken as a whole, as if it were filled to its
+    corners: a change from none to one is no larger than one of outlines.
 
     Args:
         encoder: the base's.
         reference: with its mask.
         segment: from a picture [h, w, 3] in [-1, 1] to its mask.
     """
-    params = jax.device_put(encoder.params)
-    wanted = _describe(params, reference.picture[None], reference.mask[None], module=encoder.module)
+    params, own = jax.device_put(encoder.params), reference.mask
+    describe = functools.partial(_describe, params, own, module=encoder.module)
+    wanted = describe(reference.picture[None], own[None])
+
+    def cover(picture: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+        mask = segment(picture)
+        return mask if mask.mean() > LEAST_FOREGROUND else np.ones_like(mask)
 
     def cosine(a: Array, b: Array) -> Array:
         norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
@@ -117,32 +127,69 @@ def encoded(encoder: Component, reference: Reference, segment: Segmenter) -> Sim
 
     def similarity(pictures: Pictures) -> dict[str, Float[np.ndarray, " n"]]:
         seen = to_floats(pictures)
-        masks = np.stack([segment(picture) for picture in seen])
-        alike, statistics, histogram = _describe(params, seen, masks, module=encoder.module)
-        common = jnp.minimum(histogram, wanted[2]).sum(-1)
-        appearance = (cosine(statistics, wanted[1]) + common) / 2
-        return {"shape": np.asarray(cosine(alike, wanted[0])), "appearance": np.asarray(appearance)}
+        overlap, alike, statistics, histogram = describe(seen, np.stack([cover(picture) for picture in seen]))
+        common = jnp.minimum(histogram, wanted[3]).sum(-1)
+        shape = (cosine(alike, wanted[1]) + overlap) / 2
+        appearance = (cosine(statistics, wanted[2]) + common) / 2
+        return {"shape": np.asarray(shape), "appearance": np.asarray(appearance)}
 
     return similarity
 
 
 @functools.partial(jax.jit, static_argnames="module")  # once for all references
 def _describe(
-    params: Any, pictures: Float[Array, "n h w 3"], masks: Float[Array, "n h w"], *, module: nn.Module
-) -> tuple[Float[Array, "n p"], Float[Array, "n d"], Float[Array, "n 216"]]:
-    """What ``encoded`` compares: self-similarities, statistics of features, and a histogram of colours."""
-    states, weight = see(Component(module, params, {}), pictures, masks)
+    params: Any,
+    own: Float[Array, "h w"],
+    pictures: Float[Array, "n h w 3"],
+    masks: Float[Array, "n h w"],
+    *,
+    module: nn.Module,
+) -> tuple[Float[Array, " n"], Float[Array, "n p"], Float[Array, "n d"], Float[Array, "n 216"]]:
+    """What ``encoded`` compares: overlaps with the reference's own mask, self-similarities over it,
+    statistics of features, and histograms of colours.
+    """
+    moved, moved_masks = jax.vmap(lambda picture, mask: _moved(picture, mask, own))(pictures, masks)
+    overlap = jnp.minimum(moved_masks, own).sum((1, 2)) / jnp.maximum(moved_masks, own).sum((1, 2))
+    owns = jnp.broadcast_to(own, masks.shape)
+    both, covers = jnp.concatenate([pictures, moved]), jnp.concatenate([masks, owns])
+    (states, moved_states), (weight, inside) = (
+        jnp.split(found, 2) for found in see(Component(module, params, {}), both, covers)
+    )
     mean, variance = foreground_statistics(states, weight)
-    centred = states - states.mean(1, keepdims=True)
+    centred = moved_states - foreground_statistics(moved_states, inside)[0][:, None]
     unit = centred / (jnp.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
-    alike = jnp.einsum("nic,njc->nij", unit, unit).reshape(len(states), -1)
-    alike = alike - alike.mean(-1, keepdims=True)
+    # Every patch is like itself: that says nothing.
+    pairs = inside[:, :, None] * inside[:, None] * (1 - jnp.eye(inside.shape[1]))
+    alike = jnp.einsum("nic,njc->nij", unit, unit)
+    counted = jnp.maximum(pairs.sum((1, 2), keepdims=True), 1e-6)
+    alike = alike - (pairs * alike).sum((1, 2), keepdims=True) / counted
+    alike = (jnp.sqrt(pairs) * alike).reshape(len(alike), -1)
     statistics = jnp.concatenate([mean, jnp.sqrt(variance)], -1)
     levels = jnp.clip(((pictures + 1) * 3).astype(jnp.int32), 0, 5)
     colour = (levels[..., 0] * 6 + levels[..., 1]) * 6 + levels[..., 2]
     flat = masks.reshape(len(masks), -1)
     histogram = jax.vmap(lambda c, m: jnp.bincount(c.reshape(-1), m, length=216))(colour, flat)
-    return alike, statistics, histogram / jnp.maximum(flat.sum(-1, keepdims=True), 1e-6)
+    return overlap, alike, statistics, histogram / jnp.maximum(flat.sum(-1, keepdims=True), 1e-6)
+
+
+def _moved(
+    picture: Float[Array, "h w 3"], mask: Float[Array, "h w"], own: Float[Array, "h w"]
+) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
+    """A picture and its mask, moved and scaled until that has the centroid and the spread of ``own``."""
+
+    def place(mask: Float[Array, "h w"]) -> tuple[Float[Array, "2"], Float[Array, ""]]:
+        share = mask / jnp.maximum(mask.sum(), 1e-6)
+        grid = jnp.stack(jnp.mgrid[: mask.shape[0], : mask.shape[1]], -1) + 0.5
+        centre = (share[..., None] * grid).sum((0, 1))
+        return centre, jnp.sqrt((share * ((grid - centre) ** 2).sum(-1)).sum())
+
+    (centre, spread), (wanted, width) = place(mask), place(own)
+    scale = width / jnp.maximum(spread, 1e-6)
+    both = jnp.concatenate([picture, mask[..., None]], -1)
+    both = jax.image.scale_and_translate(
+        both, both.shape, (0, 1), jnp.stack([scale, scale]), wanted - scale * centre, "linear"
+    )
+    return both[..., :3], both[..., 3]
 
 
 def _resized(pictures: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n 64 64 3"]:

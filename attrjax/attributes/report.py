@@ -120,8 +120,8 @@ def write_report(
                 page.paragraph(
                     f"Gain is by how much the pictures come nearer to the reference in {attribute}, leakage "
                     f"by how much they come nearer in {OTHER[attribute]}, which they should not; both in "
-                    "cosine similarity, against the untuned base. The step with the largest gain less "
-                    "leakage is kept, of steps that are alike the last."
+                    "similarity (of what is the same it is 1), against the untuned base. The step with the "
+                    "largest gain less leakage is kept, of steps that are alike the last."
                 ),
                 *plots,
                 page.facts_table(facts, "Results"),
