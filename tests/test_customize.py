@@ -1,5 +1,6 @@
 """One attribute of a picture, from its file to a new picture, on a base of a few thousand weights."""
 
+import html
 import json
 import shlex
 import shutil
@@ -25,12 +26,16 @@ from attrjax.attributes.customize import customize
 from attrjax.attributes.export import export
 from attrjax.attributes.fusion import places_of
 from attrjax.attributes.learner import begun_of, first_params, frozen_of, loss_of, make_learner
-from attrjax.attributes.measure import best_of
+from attrjax.attributes.list_report import save_card, write_list_report
+from attrjax.attributes.measure import Probe, best_of
 from attrjax.attributes.probing import pictures_before, read_probes
+from attrjax.attributes.report import write_report
 from attrjax.checkpoints.attribute import load_attribute, save_attribute
 from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.data.prompts import text_encoder, tokenize
+from attrjax.data.references import Reference
 from attrjax.report import page
+from attrjax.runs import write_record
 from attrjax.sample import sample
 from configs import appearance, faithful, shape
 from configs import export as export_config
@@ -341,6 +346,27 @@ def test_the_recipe_that_ours_began_from_learns_from_the_reference_as_it_is(smal
     assert all("/attn" in path for path in attribute.adapter) and kinds <= {"to_q", "to_k", "to_v"}
     assert not any("to_q/kernel" in path for path in attribute.weights)
     assert all(path.startswith("down_blocks_") for path in [*attribute.weights, *attribute.adapter])
+
+
+def test_the_commands_on_pages_load_the_base_as_the_run_did(tmp_path):
+    config = shape.get_config()
+    config.update({"base": "a base", "variant": "fp16", "size": 32})
+    given = Reference(np.zeros((32, 32, 3), np.float32), np.ones((32, 32), np.float32), "given")
+    pictures = np.zeros((1, 32, 32, 3), np.uint8)
+    probes = [Probe(1, 0.1, 0.0, 0.1, 0.0)]
+    results = {"chosen": probes[0]._asdict(), "bytes": 1, "peak_memory": 1, "timings": {}, "mask": "given"}
+    results["tuned"] = ["tuned: nothing"]
+    place = tmp_path / "one"
+    write_record(place, config, {"results": results})
+    write_report(place, config, given, [("a <shape>", 0)], pictures, pictures, probes, results)
+    save_card(place, given, pictures)
+    write_list_report(tmp_path, config, [place], 1.0)
+    for page_of in (place, tmp_path):
+        text = html.unescape((page_of / "index.html").read_text())
+        assert (
+            "configs/sample.py --config.base='a base' --config.variant=fp16 --config.height=32 "
+            "--config.width=32 \\\n"
+        ) in text
 
 
 @pytest.mark.parametrize("attribute", ["shape", "appearance"])

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from attrjax.attributes.report import base_flags
 from attrjax.checkpoints.attribute import OTHER
 from attrjax.data.pictures import png_bytes, to_uint8
 from attrjax.data.references import Reference
@@ -58,7 +59,6 @@ def write_list_report(
     facts |= {"Peak memory": f"{peak_memory() / 1e9:.1f} GB", "Computed on": versions()["device"]}
     what = " or the ".join(sorted(set(learned.values()), reverse=True))
     word = next(iter(records.values()))["config"]["placeholder"]
-    base = f"--config.base={config['base']} " if config["base"] else ""
     text = page.page(
         f"The {what} of {len(rows)} pictures",
         [
@@ -78,7 +78,7 @@ def write_list_report(
             page.section(
                 "With your own words",
                 page.code_block(
-                    f"python -m attrjax.main --config=configs/sample.py {base}\\\n"
+                    f"python -m attrjax.main --config=configs/sample.py {base_flags(config)}\\\n"
                     f"    --config.attributes='(\"{directory / rows[0][0]}\",)' \\\n"
                     f"    --config.prompts='(\"a red {word}\",)' --workdir=runs/mine"
                 ),

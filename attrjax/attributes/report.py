@@ -1,6 +1,7 @@
 """The page about a learned attribute: what was there, what came of it, and how it was measured."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def write_report(
         "Computed on": versions()["device"],
     }
     seconds = [[name, round(value, 1)] for name, value in results["timings"].items()]
-    word, base = config["placeholder"], f"--config.base={config['base']} " if config["base"] else ""
+    word = config["placeholder"]
     text = page.page(
         f"The {attribute} of one picture",
         [
@@ -110,7 +111,7 @@ def write_report(
             page.section(
                 "With your own words",
                 page.code_block(
-                    f"python -m attrjax.main --config=configs/sample.py {base}\\\n"
+                    f"python -m attrjax.main --config=configs/sample.py {base_flags(config)}\\\n"
                     f"    --config.attributes='(\"{directory}\",)' \\\n"
                     f"    --config.prompts='(\"{prompts[0]}\",)' --workdir=runs/mine"
                 ),
@@ -139,3 +140,10 @@ def write_report(
         footer="Made with attrjax. This file holds all that it shows, and fetches nothing.",
     )
     write_whole(directory / "index.html", text.encode())
+
+
+def base_flags(config: Mapping[str, Any]) -> str:
+    """What a command of ``configs/sample.py`` must say of a run's base and size, each with a space behind it."""
+    said = {name: config[name] for name in ("base", "variant")}
+    said |= {"height": config["size"], "width": config["size"]}
+    return "".join(f"--config.{name}={shlex.quote(str(value))} " for name, value in said.items() if value)
