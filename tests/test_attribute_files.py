@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from flax.traverse_util import flatten_dict
 
 from attrjax.attributes.apply import apply_attributes
+from attrjax.attributes.conditioning import new_word
 from attrjax.attributes.partition import rules_of, split
 from attrjax.checkpoints.attribute import (
     Attribute,
@@ -221,3 +223,13 @@ def test_the_digest_is_of_the_weights_and_not_of_their_files(small_base, base, t
 def test_ordinary_words_and_no_words_cannot_be_placeholders(base, word):
     assert placeholder_error("<it>", base[0].tokenizer) is None
     assert placeholder_error(word, base[0].tokenizer)
+
+
+def test_a_placeholder_of_letters_alone_is_warned_of_once(base, caplog):
+    """Words of several tokens are such as sks, which people take, and such as elephant, which is one."""
+    logging.use_absl_handler()
+    with caplog.at_level("WARNING"):
+        for word in ("elephant", "<elephant>", "elephant", "t-shirt1"):
+            assert len(new_word(base[0], word, "at", 2, "placeholder").ids) == 2
+    (line,) = [record.getMessage() for record in caplog.records if "placeholder" in record.getMessage()]
+    assert line.startswith("placeholder 'elephant' is letters alone") and "'<elephant>'" in line

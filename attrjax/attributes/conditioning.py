@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attrjax.attributes.filters import FILTERS, patch_weight
 from attrjax.attributes.fusion import CrossFusion, PlaceholderFusion, placed
-from attrjax.checkpoints.attribute import placeholder_error
+from attrjax.checkpoints.attribute import placeholder_error, warn_of_word
 from attrjax.checkpoints.pipeline import Component, Pipeline
 from attrjax.checkpoints.textual_inversion import add_tokens
 from attrjax.models.clip_text import token_embeddings
@@ -54,6 +54,7 @@ def new_word(pipeline: Pipeline, text: str, initial: str, count: int, fusion: st
     count = 1 if fusion == "cross" else count
     if error := placeholder_error(text, pipeline.tokenizer):
         raise ValueError(error)
+    warn_of_word(text)
     origin = mean_embedding(pipeline, initial)
     params = pipeline.text_encoder.params
     tokenizer, _, words = add_tokens(pipeline.tokenizer, params, {text: jnp.tile(origin, (count, 1))})

@@ -143,7 +143,7 @@ def write_report(
 
 
 def base_flags(config: Mapping[str, Any]) -> str:
-    """What a command of ``configs/sample.py`` must say of a run's base and size, each with a space behind it."""
+    """What a command of ``configs/sample.py`` must say of a run's base and size, each with a space behind."""
     said = {name: config[name] for name in ("base", "variant")}
     said |= {"height": config["size"], "width": config["size"]}
     return "".join(f"--config.{name}={shlex.quote(str(value))} " for name, value in said.items() if value)

@@ -5,6 +5,7 @@ leaves, or low-rank factors; and, of an appearance whose pictures are painted, t
 header says which attribute it is, of which base, and how it was learned.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 
 from attrjax.checkpoints.exchange import read_exchange_file, write_exchange_file
@@ -152,3 +154,14 @@ def placeholder_error(word: str, tokenizer: Any) -> str | None:
     if word in known or f"{word.lower()}</w>" in known:
         return f"placeholder {word!r} is an ordinary word of this base: take one like <{word}>"
     return None
+
+
+@functools.cache  # of many references with one word it is said once
+def warn_of_word(word: str) -> None:
+    """Say so where a placeholder looks like a word that prompts may mean otherwise."""
+    if word.isalpha():
+        logging.warning(
+            "placeholder %r is letters alone: in prompts it stands for what is learned, also where the word "
+            "itself is meant; --config.placeholder='<%s>' could not be mistaken",
+            *(word, word),
+        )
