@@ -6,6 +6,8 @@ python -m attrjax.main --config=configs/export.py --config.attributes='("runs/sh
     --config.format=lora                 pytorch_lora_weights.safetensors and learned_embeds.safetensors
     --config.format=kohya                the same by the names that A1111, ComfyUI and kohya's scripts use
     --config.format=textual_inversion    learned_embeds.safetensors alone
+
+It says what of an attribute's recipe other software cannot do, and with which settings to learn it for that.
 """
 
 from ml_collections import ConfigDict

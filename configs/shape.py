@@ -64,7 +64,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.partition = "decoder"  # docs/attributes.md: what other parts do on the bundled base
     config.rule = "train"
     config.timesteps = (0, 1000)  # that are trained on: 1000 is noise, 0 the picture
-    # At which what was tuned acts in sampling: form comes first. What is to be exported acts at (0, 1000).
+    # Other software has none of the next four: what is exported makes there what it makes here where they are
+    # (0, 1000), (0, 1000), 0 and 0.
+    # At which what was tuned acts in sampling: form comes first.
     config.sampling_timesteps = (200, 1000)
     # At which guidance acts beside it in sampling, and how much of guidance's contrast is taken back.
     config.guidance_interval = (0, 1000)

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.conditioning import new_word
+from attrjax.attributes.export import FORMATS, export
 from attrjax.attributes.partition import rules_of, split
 from attrjax.checkpoints.attribute import (
     Attribute,
@@ -23,6 +24,7 @@ from attrjax.data.prompts import text_encoder
 from attrjax.diffusion.samplers import SAMPLERS
 from attrjax.generate import Job, Settings, choose_sampler, decode, generate, latent_shape, make_pictures
 from attrjax.models.adapters import merge
+from configs import export as export_config
 
 FAST = Settings(steps=2, guidance=3.0)
 
@@ -217,6 +219,36 @@ def test_the_digest_is_of_the_weights_and_not_of_their_files(small_base, base, t
     changed["conv_in"]["bias"] = changed["conv_in"]["bias"] + 1e-3
     save_pipeline(tmp_path / "changed", pipeline._replace(unet=pipeline.unet._replace(params=changed)))
     assert weights_digest(tmp_path / "changed") != digest
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_says_what_it_loses_and_what_to_learn_it_with(small_base, base, tmp_path, caplog, form):
+    logging.use_absl_handler()
+
+    def said(recipe):
+        one = learned(*base, "<it>", "encoder_attention", "lora:1")._replace(recipe=recipe)
+        asked = export_config.get_config()
+        asked.update({"base": str(small_base), "attributes": (str(save_attribute(tmp_path / "one", one)),)})
+        asked.format = form
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            export(asked, str(tmp_path / f"out{len(recipe)}"))
+        return "\n".join(record.getMessage() for record in caplog.records if "<it>" in record.getMessage())
+
+    told = said(
+        {
+            "sampling_timesteps": [0, 750],
+            "guidance_interval": [500, 1000],
+            "guidance_rescale": 0.7,
+            "paint_strength": 0.4,
+        }
+    )
+    tuned = "is left out" if form == "textual_inversion" else "--config.sampling_timesteps='(0,1000)'"
+    for part in (tuned, "guidance_interval='(0,1000)'", "guidance_rescale=0", "paint_strength=0"):
+        assert part in told
+    assert len(told.splitlines()) == 1
+    told = said({"sampling_timesteps": [0, 1000], "guidance_rescale": 0.0})
+    assert ("what was tuned" in told) == (form == "textual_inversion") and "guidance" not in told
 
 
 @pytest.mark.parametrize("word", ["", "two words", " <it>", "at", "At"])

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import unflatten_dict
 
-from attrjax.attributes.apply import apply_attributes, sampling_timesteps
+from attrjax.attributes.apply import apply_attributes, guidance_of, sampling_timesteps
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.checkpoints.attribute import Attribute, load_attribute, weights_digest
 from attrjax.checkpoints.hub import find_base
@@ -56,11 +56,9 @@ def export(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
             )
     check_run(workdir, config, resume=resume, may_change=())
     for attribute, _ in pairs:
-        if attribute.material is not None:
-            logging.info(
-                "pictures with %s are painted here and not by other software: it makes them as "
-                "--config.paint_strength=0 does",
-                attribute.word,
+        if lost := _lost(attribute, form):
+            logging.warning(
+                "other software makes other pictures with %s: %s", attribute.word, "; ".join(lost)
             )
     directory = Path(workdir)
     if form == "diffusers":
@@ -74,6 +72,35 @@ def export(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         logging.info("wrote %s", path)
 
 
+def _lost(attribute: Attribute, form: str) -> list[str]:
+    """What of an attribute a format cannot hold, each with what to learn it with so that there is none."""
+    always, recipe, lost = (0, MAX_TIMESTEP), attribute.recipe, []
+
+    def without(what: str, flag: str) -> None:
+        lost.append(f"{what} (learn it with --config.{flag})")
+
+    low, high = sampling_timesteps(attribute)
+    if form == "textual_inversion" and (attribute.weights or attribute.adapter):
+        lost.append("what was tuned of the UNet is left out (another format holds it)")
+    elif (low, high) != always:
+        without(
+            f"what was tuned acts at all timesteps, not at {low} to {high} alone",
+            f"sampling_timesteps='(0,{MAX_TIMESTEP})'",
+        )
+    guidance = guidance_of([attribute])
+    low, high = guidance["guidance_interval"]
+    if (low, high) != always:
+        without(
+            f"guidance acts at all timesteps, not at {low} to {high} alone",
+            f"guidance_interval='(0,{MAX_TIMESTEP})'",
+        )
+    if rescale := guidance["guidance_rescale"]:
+        without(f"{rescale:g} of guidance's contrast is not taken back", "guidance_rescale=0")
+    if recipe.get("paint_strength"):
+        without("pictures are not painted", "paint_strength=0")
+    return lost
+
+
 def _save_base(config: Mapping[str, Any], pairs: list[tuple[Attribute, float]], path: Path) -> Path:
     variant = config["variant"] or None
     base = find_base(base_or_bundled(config["base"]), variant)
@@ -85,14 +112,6 @@ def _save_base(config: Mapping[str, Any], pairs: list[tuple[Attribute, float]], 
         timesteps=[(0, MAX_TIMESTEP)] * len(pairs),
         force=config["force"],
     )
-    limited = [one.word for one, _ in pairs if sampling_timesteps(one) != (0, MAX_TIMESTEP)]
-    if limited:
-        logging.info(
-            "in the exported directory %s acts at all timesteps, as in samples with "
-            "--config.attribute_timesteps of (0, %d): learn it with --config.sampling_timesteps=(0, 1000) "
-            "for that",
-            *(", ".join(limited), MAX_TIMESTEP),
-        )
     if adapters:
         unet = pipeline.unet
         pipeline = pipeline._replace(unet=unet._replace(params=merge(unet.params, adapters["unet"])))
