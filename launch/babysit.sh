@@ -12,9 +12,10 @@
 #   the others      as in launch/tpu_vm.sh
 #
 # It looks at the slice, and then at the exit code of every host: 0 on all ends it; 42 is a run that saved
-# itself and goes on; 2 is a user's mistake, which trying again does not mend; others are failures. Where gcloud
-# does not answer it waits, and makes nothing. Its own exit code is 0 where the run is done, else attrjax's, or
-# 1. Ctrl-C ends it alone: the run goes on. --dry_run prints the commands of each case.
+# itself and goes on; 2, on any host, is a user's mistake, which trying again does not mend; others are failures,
+# which may be of the moment and are tried again. Where gcloud does not answer it waits, and makes nothing. Its own
+# exit code is 0 where the run is done, else attrjax's, or 1. Ctrl-C ends it alone: the run goes on. --dry_run
+# prints the commands of each case.
 #
 # It costs what the slice costs, which it leaves there at the end, unless --delete_when_done is given.
 set -euo pipefail
@@ -22,10 +23,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-PATIENCE=10 # looks in a row without an answer of gcloud, or of a host, before something is done about it
+PATIENCE=10 # looks in a row without an answer before something is done about it
 name='' zone='' project='' type='' runtime='' spot='' reserved='' queued='' valid_until='' bucket='' copy=''
 every=60 max_creates=100 max_failures=3 delete_when_done=''
-creates=0 failures=0 silent=0 waiting=''
+creates=0 failures=0 waiting=''
+silent=0 deaf=0 # looks in a row that gcloud, and that a host, did not answer
 where=()
 
 main() {
@@ -37,18 +39,19 @@ main() {
   [[ -n $bucket ]] || die "--bucket is missing: without one, what a run has saved ends with its slice"
   where=("--name=$name" "--zone=$zone" ${project:+"--project=$project"})
   [[ -z $dry_run ]] || { show; exit; }
+  (show >/dev/null) # a mistake is told now, and is not taken for a slice that is not to be had
   trap leave INT TERM
   while true; do
     look
     sleep "$every" &
     waiting=$!
-    wait "$waiting" # which a signal ends at once
+    wait "$waiting" || true # which a signal ends at once
     waiting=''
   done
 }
 
 leave() {
-  [[ -z $waiting ]] || kill "$waiting"
+  [[ -z $waiting ]] || kill "$waiting" 2>/dev/null || true # it may have ended just now
   say "babysitting ends here. The run goes on, and costs: launch/tpu_vm.sh stop, delete"
   exit 130
 }
@@ -65,12 +68,22 @@ delete() { launch/tpu_vm.sh delete "${where[@]}" ${queued:+--queued}; }
 
 show() {
   export DRY_RUN=1
-  echo "# at every look:" && status
-  echo "# there is no slice:" && create
-  echo "# it was preempted, or has failed:" && delete && create
-  echo "# a host is not set up:" && setup && start
-  echo "# attrjax saved its step and ended with exit code 42:" && start
-  echo "# attrjax failed on a host:" && stop && start
+  # One command a line: within `a && b` a mistake that ends `a` would not end this.
+  echo "# at every look:"
+  status
+  echo "# there is no slice:"
+  create
+  echo "# it was preempted, or has failed:"
+  delete
+  create
+  echo "# a host is not set up:"
+  setup
+  start
+  echo "# attrjax saved its step and ended with exit code 42:"
+  start
+  echo "# attrjax failed on a host:"
+  stop
+  start
   echo "# it is done:"
   if [[ -n $delete_when_done ]]; then delete; fi
 }
@@ -79,14 +92,18 @@ show() {
 look() {
   local report
   if ! report=$(status); then
-    be_patient || end 1 "gcloud does not answer: look at what it says above, and at the slice, which may cost"
+    ((++silent < PATIENCE)) ||
+      end 1 "gcloud does not answer: look at what it says above, and at the slice, which may cost"
     return 0
   fi
-  case ${report%%$'\n'*} in
+  silent=0
+  local state=${report%%$'\n'*}
+  [[ $state == READY ]] || deaf=0
+  case $state in
     READY) look_at_hosts "$report" ;;
     ABSENT) make ;;
-    PREEMPTED | SUSPENDED | FAILED | TERMINATED | STOPPED) renew "it is ${report%%$'\n'*}" ;;
-    *) say "$(date +%T) $name is ${report%%$'\n'*}: waiting" ;; # CREATING, WAITING_FOR_RESOURCES, ...
+    PREEMPTED | SUSPENDED | FAILED | TERMINATED | STOPPED | LOST) renew "it is $state" ;;
+    *) say "$(date +%T) $name is $state: waiting" ;; # CREATING, WAITING_FOR_RESOURCES, ...
   esac
 }
 
@@ -95,11 +112,11 @@ look_at_hosts() {
   states=$(sed -n 's/^attrjax: //p' <<<"$1" | sort -u)
   bad=$(sed -n 's/^exited //p' <<<"$states" | grep -vx -e 0 -e 42 | head -n 1 || true)
   if [[ $states == *unreachable* || -z $states ]]; then
-    be_patient || renew "its hosts do not answer"
+    ((++deaf < PATIENCE)) || renew "its hosts do not answer"
     return
   fi
-  silent=0
-  if [[ $bad == 2 ]]; then
+  deaf=0
+  if grep -qx 'exited 2' <<<"$states"; then
     end 2 "attrjax ended with a user's mistake: launch/tpu_vm.sh logs shows it. The slice stays, and costs"
   elif [[ -n $bad ]]; then
     fail "$bad" "attrjax ended with exit code $bad on a host"
@@ -121,7 +138,7 @@ look_at_hosts() {
 make() {
   ((++creates <= max_creates)) || end 1 "$max_creates slices were asked for (--max_creates): there is no slice"
   say "$(date +%T) asking for a slice, the ${creates}. of at most $max_creates"
-  silent=0
+  deaf=0
   create || say "$(date +%T) there is none to be had now"
 }
 
@@ -129,8 +146,6 @@ renew() {
   say "$(date +%T) $1"
   if delete; then make; else fail 1 "it could not be deleted"; fi
 }
-
-be_patient() { ((++silent < PATIENCE)); }
 
 # fail CODE REASON: once more, or the end.
 fail() {

@@ -76,7 +76,7 @@ kill_all() { ((${#pids[@]} == 0)) || kill -KILL "${pids[@]}" 2>/dev/null || true
 wait_for_all() {
   local code index result=0 deadline=''
   while ((${#pids[@]})); do
-    sleep 0.2
+    sleep 0.2 || true # Ctrl-C at a terminal ends it, too, and must not end this
     for index in "${!pids[@]}"; do
       ! kill -0 "${pids[index]}" 2>/dev/null || continue
       code=0

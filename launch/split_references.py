@@ -11,9 +11,11 @@ that is sorted by size or kind is spread evenly. In the command {slice} is the s
 stays as it is. The same call writes the same files, so that it also goes on with runs that were stopped.
 Paths in the list keep their meaning: they are relative to the directory that attrjax runs in.
 
-The commands run one after the other. The exit code is the first bad one, after all have run; SIGTERM is
-passed on to the command that runs, and no other is begun. --dry_run prints the commands and writes nothing.
-It needs Python 3.11 and nothing else, and costs what the launcher costs, once for each slice.
+The commands run side by side, in no terminal, so that none can ask for anything; each line that one prints
+is shown after the number of its slice. When one fails the others go on; which it was is told, and the exit
+code is that of the first slice that failed, after all have ended. Ctrl-C, SIGTERM and SIGHUP are passed on to
+all, as SIGTERM. --dry_run prints the commands and writes nothing. It needs Python 3.11 and nothing else, and
+costs what the launcher costs, once for each slice.
 """
 
 import argparse
@@ -23,6 +25,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -91,28 +96,82 @@ def filled(command: list[str], slice_index: int, slices: int, part: Path) -> lis
 
 
 def run_all(commands: list[list[str]]) -> int:
-    """Run the commands in order; the first bad exit code, or 0."""
-    running: subprocess.Popen | None = None
-    told = False
+    """Run the commands side by side; the exit code of the first of them that failed, or 0.
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        nonlocal told
-        told = True
-        if running:
-            running.send_signal(number)
+    A signal to end goes to all of them. Where one comes and none fails, the exit code says which it was.
 
-    signal.signal(signal.SIGTERM, pass_on)
-    codes = []
-    for command in commands:
-        if told:
-            break
-        running = subprocess.Popen(command)
-        if told:  # while it was starting
-            running.terminate()
-        code = running.wait()
-        running = None
-        codes.append(code if code >= 0 else 128 - code)  # as a shell says it
-    return next((code for code in codes if code), 128 + signal.SIGTERM if told else 0)
+    Raises:
+        OSError: a program is not there, or cannot run. Those before it have been ended.
+    """
+    running: list[tuple[subprocess.Popen[bytes], threading.Thread]] = []
+    told: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if number != signal.SIGHUP or not told:  # a terminal that closes says so twice
+            told.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, note)
+    try:
+        for index, command in enumerate(commands):
+            if told:
+                break
+            running.append(begin(command, index))
+    except OSError:
+        told.append(signal.SIGTERM)
+        raise
+    finally:
+        pass_on_until_all_ended(running, told)
+    codes = [exit_code(launcher) for launcher, _ in running]
+    return next((code for code in codes if code), 128 + told[0] if told else 0)
+
+
+def begin(command: list[str], index: int) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+    """A launcher, and the thread that shows what it prints and ends with it."""
+    # A session of its own: from the terminal it would get each Ctrl-C itself, too, and the second one kills.
+    launcher = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    watcher = threading.Thread(target=watch, args=(launcher, index))
+    watcher.start()
+    return launcher, watcher
+
+
+def watch(launcher: subprocess.Popen[bytes], index: int) -> None:
+    """Show what a launcher prints, with its slice's number, and say where it failed."""
+    assert launcher.stdout
+    for line in launcher.stdout:
+        with suppress(OSError):  # nobody reads it any more: the launcher goes on all the same
+            sys.stdout.buffer.write(b"%d: %s\n" % (index, line.rstrip(b"\n")))
+            sys.stdout.buffer.flush()
+    launcher.wait()
+    if code := exit_code(launcher):
+        with suppress(OSError):
+            print(f"slice {index} ended with exit code {code}", file=sys.stderr, flush=True)
+
+
+def pass_on_until_all_ended(
+    running: list[tuple[subprocess.Popen[bytes], threading.Thread]], told: list[int]
+) -> None:
+    """Wait for the launchers, and send them SIGTERM for each signal that is in ``told``, or comes to it."""
+    passed_on = 0
+    while alive := [launcher for launcher, watcher in running if watcher.is_alive()]:
+        if passed_on < len(told):
+            passed_on += 1
+            for launcher in alive:
+                with suppress(ProcessLookupError):
+                    os.killpg(launcher.pid, signal.SIGTERM)  # with what it has started
+        time.sleep(0.2)
+
+
+def exit_code(launcher: subprocess.Popen[bytes]) -> int:
+    """Of a launcher that has ended, as a shell says it."""
+    return launcher.returncode if launcher.returncode >= 0 else 128 - launcher.returncode
 
 
 def main(arguments: list[str]) -> int:

@@ -12,9 +12,11 @@
 #
 #   create  asks for the slice; --queued waits in line for it, as a queued resource, for --valid_until at most
 #   setup   copies the last commit and what it needs to all hosts, and --copy, a file or directory in this one
-#           that is in no commit; mounts the bucket as runs/, which several hosts and spot slices need
+#           that is in no commit; mounts the bucket as runs/, which several hosts and spot slices need. What runs
+#           there is stopped first
 #   run     starts attrjax on all hosts, or goes on with what was stopped; it outlives the connection
-#   status  the slice's state (ABSENT if there is none), then each host's
+#   status  the slice's state (ABSENT if there is none, LOST if only its queued resource is left, which
+#           `delete --queued` removes), then each host's
 #   stop    SIGTERM: training saves its step and ends with exit code 42; the slice stays and costs
 #   delete  the slice; a bucket stays
 #
@@ -75,13 +77,14 @@ runtime_of() {
 }
 
 setup() {
-  local archive=build/attrjax.tar.gz worker_setup=(attrjax/launch/worker.sh setup ${bucket:+"--bucket=$bucket"})
+  # In a directory of the slice's own: several slices may be set up at the same time.
+  local archive=build/$name/attrjax.tar.gz worker_setup=(attrjax/launch/worker.sh setup ${bucket:+"--bucket=$bucket"})
   [[ -z $copy || ($copy != /* && $copy != *..*) ]] || die "--copy=$copy must be a path inside this directory"
   [[ -n $bucket ]] || say "note: without --bucket, runs/ is each host's own disk: it ends with the slice, and" \
     "only a slice of one host can train"
   [[ -n $dry_run || -z $(git status --porcelain --untracked-files=no) ]] ||
     say "note: the last commit is copied, without the changes since"
-  run mkdir -p build
+  run mkdir -p "build/$name"
   run git archive --format=tar.gz --output="$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "$name:" "${where[@]}" --worker=all
   ssh_to all "mkdir -p attrjax && tar -xzf attrjax.tar.gz -C attrjax && $(quote "${worker_setup[@]}")"
@@ -112,7 +115,10 @@ status() {
   fi
   state=$(describe "$kind" "$format")
   # A queued resource is ACTIVE once its slice is there: from then on that has a state of its own.
-  [[ $state != ACTIVE ]] || state=$(describe tpu-vm 'value(state)')
+  if [[ $state == ACTIVE ]]; then
+    state=$(describe tpu-vm 'value(state)')
+    [[ $state != ABSENT ]] || state=LOST # of the same name there can be no other before this one is deleted
+  fi
   printf '%s\n' "$state"
   [[ $state != READY ]] || ask_hosts || echo "attrjax: unreachable"
 }

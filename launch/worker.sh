@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What one host of a TPU slice does; launch/tpu_vm.sh runs it there, on all hosts alike.
 #
-#   launch/worker.sh setup [--bucket=BUCKET]  a virtual environment with jax for TPUs; runs/ is the bucket
+#   launch/worker.sh setup [--bucket=BUCKET]  a virtual environment with jax for TPUs; runs/ is the bucket. What
+#                                             runs here is stopped first
 #   launch/worker.sh start -- ARGUMENTS       attrjax in the background: it outlives the connection
 #   launch/worker.sh state                    "attrjax: absent", "ready", "running" or "exited CODE"
 #   launch/worker.sh logs [--follow]          what it printed
@@ -33,6 +34,7 @@ main() {
 
 # uv brings a Python, since that of the machine images is older than 3.11.
 setup() {
+  end_run # a run whose environment is taken away could not save its step
   run python3 -m pip install --quiet --user uv
   run python3 -m uv venv --quiet --clear --seed --python 3.12 .venv
   run .venv/bin/python -m pip install --quiet -c constraints.txt setuptools
@@ -52,7 +54,7 @@ state() {
     echo "exited $(<"$PLACE/code")"
   elif [[ ! -e $PLACE/pid ]]; then
     echo ready
-  elif is_supervisor "$(<"$PLACE/pid")"; then
+  elif is_running; then
     echo running
   else
     echo exited 137 # it was killed with its supervisor
@@ -60,7 +62,9 @@ state() {
 }
 
 # A number alone is no proof: after a restart of the host it may be another program's.
-is_supervisor() { [[ $(ps -ww -o args= -p "$1" 2>/dev/null) == *worker.sh\ supervise* ]]; }
+is_running() {
+  [[ -e $PLACE/pid && $(ps -ww -o args= -p "$(<"$PLACE/pid")" 2>/dev/null) == *worker.sh\ supervise* ]]
+}
 
 start() {
   for_attrjax
@@ -90,19 +94,24 @@ supervise() {
 }
 
 stop() {
+  end_run
+  printf 'attrjax: %s\n' "$(state)"
+}
+
+# A run whose bucket is gone is one too, though the host's state is then "absent".
+end_run() {
   local pid deadline=$((SECONDS + STOP_SECONDS))
-  if [[ $(state) == running ]]; then
+  if is_running; then
     pid=$(<"$PLACE/pid")
-    run kill -TERM "$pid"
-    while [[ -z $dry_run && $(state) == running ]]; do
+    run kill -TERM "$pid" || true # it may have ended just now
+    while [[ -z $dry_run ]] && is_running; do
       if ((SECONDS >= deadline)); then
         say "it has not ended after $STOP_SECONDS seconds: it is killed"
-        kill -KILL -- "-$pid" # the supervisor leads a process group of its own
+        kill -KILL -- "-$pid" || true # the supervisor leads a process group of its own
       fi
       sleep 1
     done
   fi
-  printf 'attrjax: %s\n' "$(state)"
 }
 
 main "$@"

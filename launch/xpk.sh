@@ -13,7 +13,8 @@
 #
 #   cluster  makes a cluster with slices, and mounts the bucket as runs/ in whatever it runs
 #   image    builds launch/Dockerfile from this directory and pushes it where the cluster can read it
-#   run      a run, through XPK and its queue: it starts again by itself after a preemption or exit code 42
+#   run      a run, through XPK and its queue: it starts again by itself after a preemption, exit code 42 or 1, but
+#            not after a user's mistake, 2
 #   apply    the same without XPK: launch/jobset.yaml, filled in, to the cluster that kubectl is pointed at
 #   stop     SIGTERM: training saves its step; `run` or `apply` goes on. --grace=300 seconds, set by these two,
 #            is what it has for that; --max_restarts=100 is how often it starts again
@@ -78,8 +79,8 @@ through_xpk() {
   # exec: the signal must reach python, not the shell around it.
   command="cd /attrjax && exec $(quote python -m attrjax.main --coordinator=auto --resume "${rest[@]}")"
   run xpk workload create --workload="$name" "${at[@]}" --tpu-type="$type" --num-slices="$slices" \
-    --docker-image="$image" --max-restarts="$max_restarts" --termination-grace-period-seconds="$grace" \
-    --command="$(kept "$command")"
+    --docker-image="$image" --max-restarts="$max_restarts" --restart-on-exit-codes=1 \
+    --termination-grace-period-seconds="$grace" --command="$(kept "$command")"
 }
 
 # Kubernetes replaces $(NAME) in commands, and $$ by $.
@@ -88,6 +89,7 @@ kept() { printf '%s' "${1//\$/\$\$}"; }
 apply() {
   need name type image bucket
   for_attrjax
+  printable "$image" "$bucket" "$service_account" "${rest[@]}"
   slice_of "$type"
   local text
   text=$(manifest)
@@ -125,10 +127,18 @@ manifest() {
 
 fill() { printf '%s: %s\n' "${1%%: *}" "$2"; }
 
+# printable WORD...: `json` can write these. It cannot itself say no: what ends $(json ...) ends nothing else.
+printable() {
+  local word
+  for word; do
+    [[ ${word//[$'\n\t\r']/} != *[[:cntrl:]]* ]] ||
+      die "there is a control character in $(quote "$word"): leave it out"
+  done
+}
+
 json() {
   local text=${1//\\/\\\\}
   text=${text//\"/\\\"} text=${text//$'\n'/\\n} text=${text//$'\t'/\\t} text=${text//$'\r'/\\r}
-  [[ $text != *[[:cntrl:]]* ]] || die "an argument has a control character in it"
   printf '"%s"' "$text"
 }
 

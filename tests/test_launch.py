@@ -152,6 +152,7 @@ def test_arguments_arrive_in_a_pod_as_they_were_typed(cloud):
     exec_, *rest = words(command)
     assert [exec_, *rest] == "exec python -m attrjax.main --coordinator=auto --resume".split() + RUN
     assert option(call, "max-restarts") == "100" and option(call, "termination-grace-period-seconds") == "300"
+    assert option(call, "restart-on-exit-codes") == "1"  # besides 42 and what signals end, which XPK knows
 
 
 def test_arguments_arrive_in_slurm_as_they_were_typed(cloud):

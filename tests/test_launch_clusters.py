@@ -1,15 +1,19 @@
 """What is asked of Kubernetes and Slurm, and how a list of references is split over slices."""
 
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 
 import jsonschema
 import pytest
 import yaml
 
-from tests.launch_fakes import LAUNCH, ROOT, RUN, Cloud, kubernetes
+from tests.launch_fakes import LAUNCH, ROOT, RUN, Cloud, kubernetes, wait_until
 
 
 @pytest.fixture
@@ -78,6 +82,18 @@ def test_the_jobset_is_filled_in(cloud, kind, selector, topology, hosts, chips):
     assert [kubernetes(word) for word in container["args"]] == RUN
 
 
+@pytest.mark.parametrize("where", ["--x=a\1b", "--image=a\1b", "--service_account=a\1b"])
+def test_what_no_jobset_can_hold_is_not_applied(cloud, where):
+    arguments = [*APPLY, "--type=v6e-8", "--", *RUN]
+    arguments.insert(len(arguments) if where.startswith("--x=") else 0, where)
+    if where.startswith("--image="):
+        arguments.remove("--image=registry/a:b")
+    result = cloud.run(LAUNCH / "xpk.sh", "apply", *arguments)
+    assert result.returncode == 2 and not cloud.calls()
+    assert "control character" in result.stderr and "a\\001b" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_on_demand_slices_are_not_asked_for_as_spot(cloud):
     got = applied(cloud, *APPLY, "--type=v6e-8")
     pod = got["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
@@ -92,6 +108,7 @@ def test_the_jobset_ends_at_a_users_mistake_and_at_no_other_exit_code():
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
     assert job["backoffLimit"] == 0  # a pod alone cannot come back
+    assert got["spec"]["failurePolicy"]["maxRestarts"] > 0  # for all that no rule names
 
 
 def test_status_of_a_jobset(cloud):
@@ -183,7 +200,9 @@ def test_a_list_is_split_evenly_and_the_same_again(cloud, tmp_path):
         result = cloud.run(*command, *launcher)
         assert result.returncode == 0, result.stderr
     parts = [tmp_path / "to" / f"slice-{i}-of-3.jsonl" for i in range(3)]
-    assert cloud.calls() == [["sky", f"{i}/3", f"--x={parts[i]}", "{y} $z"] for i in range(3)] * 2
+    assert sorted(cloud.calls()) == sorted(
+        [["sky", f"{i}/3", f"--x={parts[i]}", "{y} $z"] for i in range(3)] * 2
+    )
     read = [[json.loads(line)["reference"] for line in part.read_text().splitlines()] for part in parts]
     assert read == [["0.png", "3.png", "6.png"], ["1.png", "4.png"], ["2.png", "5.png"]]
     list_.write_text('{"reference": "other.png"}\n' * 1 + '{"a": 1}\n{"a": 2}\n')
@@ -210,17 +229,109 @@ def test_lists_that_cannot_be_split(cloud, tmp_path, text, slices, message):
     assert not cloud.calls() and not (tmp_path / "to").exists()
 
 
+def many(tmp_path, *launcher: str) -> list:
+    return [*SPLIT, MANY, "--slices=3", f"--to={tmp_path / 'to'}", "--", *launcher, "{references}"]
+
+
 def test_every_slice_is_launched_and_the_first_bad_exit_code_is_told(cloud, tmp_path):
-    cloud.reply("sky", "case $1 in 0) exit 0 ;; 1) exit 42 ;; *) exit 1 ;; esac")
-    result = cloud.run(
-        *SPLIT, MANY, "--slices=3", f"--to={tmp_path / 'to'}", "--", "sky", "{slice}", "{references}"
-    )
+    cloud.reply("sky", "case $1 in 0) exit 0 ;; 1) exit 42 ;; *) kill -KILL $$ ;; esac")
+    result = cloud.run(*many(tmp_path, "sky", "{slice}"))
     assert result.returncode == 42 and len(cloud.calls()) == 3
-    cloud.reply("sky", "kill -TERM $PPID; sleep 5; exit 0")
-    result = cloud.run(
-        *SPLIT, MANY, "--slices=3", f"--to={tmp_path / 'to'}", "--", "sky", "{slice}", "{references}"
+    told = ["slice 1 ended with exit code 42", "slice 2 ended with exit code 137"]
+    assert sorted(result.stderr.splitlines()) == told
+
+
+def test_launchers_run_side_by_side_and_each_line_says_whose_it_is(cloud, tmp_path):
+    together = """
+    touch $STATE/begun-$1
+    for ((i = 0; i < 300; i++)); do
+      [ -e $STATE/begun-0 -a -e $STATE/begun-1 -a -e $STATE/begun-2 ] && break
+      sleep 0.1
+    done
+    ((i < 300)) || exit 9
+    echo out; printf 'an error without an end' >&2
+    """
+    cloud.reply("sky", together)
+    result = cloud.run(*many(tmp_path, "sky", "{slice}"))
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    lines = result.stdout.splitlines()
+    for index in range(3):
+        of_slice = [line for line in lines if line.startswith(f"{index}: ")]
+        assert of_slice == [f"{index}: out", f"{index}: an error without an end"]
+
+
+def begun(cloud, command: list) -> subprocess.Popen[str]:
+    """What runs the launchers, once all three have begun."""
+    # Under nohup, or in a script's background, it would inherit that these are ignored.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=cloud.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    assert result.returncode == 128 + 15 and len(cloud.calls()) == 4  # no other was begun
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    wait_until(lambda: all((cloud.directory / f"begun-{index}").exists() for index in range(3)), process)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_all_launchers_and_lets_them_save(cloud, tmp_path, number):
+    saves = """
+    trap 'echo told; told=$((told + 1))' TERM
+    touch $STATE/begun-$1
+    for ((i = 0; i < 600; i++)); do [ -z "$told" ] || break; sleep 0.1; done
+    for ((i = 0; i < 10; i++)); do sleep 0.1; done
+    exit $((told == 1 ? CODE : 9))
+    """
+    for code, expected in ((42, 42), (0, 128 + number)):
+        cloud.reply("sky", f"CODE={code}\n{saves}")
+        for mark in cloud.directory.glob("begun-*"):
+            mark.unlink()
+        process = begun(cloud, many(tmp_path, "sky", "{slice}"))
+        process.send_signal(number)
+        shown, errors = process.communicate(timeout=60)
+        assert process.returncode == expected, errors
+        assert sorted(re.findall("^.*told$", shown, re.MULTILINE)) == ["0: told", "1: told", "2: told"]
+
+
+def test_a_signal_ends_what_launchers_have_started(cloud, tmp_path):
+    cloud.reply("sky", "touch $STATE/begun-$1\nsleep 120\nexit 0")
+    process = begun(cloud, many(tmp_path, "sky", "{slice}"))
+    process.terminate()
+    process.communicate(timeout=60)  # until nothing holds what it writes to
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_ctrl_c_at_a_terminal_reaches_a_local_pod_once(cloud, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/bash
+trap 'sleep 1; touch {tmp_path}/saved-$SLICE; exit 42' TERM
+touch {tmp_path}/begun-$SLICE
+for ((i = 0; i < 600; i++)); do sleep 0.1; done
+""")
+    python.chmod(0o755)
+    environment = ["env", "SLICE={slice}", f"PYTHON={python}"]
+    pod = ["launch/local_pod.sh", "1", "--port=1{slice}987", f"--logs={tmp_path}", "--", *RUN]
+    process = begun(cloud, many(tmp_path, *environment, *pod))
+    time.sleep(0.5)  # the pods' own traps
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 42, errors
+    assert len(list(tmp_path.glob("saved-*"))) == 3
+
+
+def test_a_launcher_that_is_not_there_is_told_and_ends_the_others(cloud, tmp_path):
+    cloud.reply("sky", "sleep 60")
+    (tmp_path / "launch-0").symlink_to(cloud.directory / "bin/sky")
+    result = cloud.run(*many(tmp_path, str(tmp_path / "launch-{slice}")), timeout=60)
+    told = result.stderr.splitlines()
+    assert result.returncode == 2 and told[0] == "slice 0 ended with exit code 143"
+    assert len(told) == 2 and told[1].startswith("error: ") and "launch-1" in told[1]
 
 
 def test_a_dry_split_writes_nothing_and_can_be_pasted(cloud, tmp_path):
@@ -240,4 +351,4 @@ def test_a_dry_split_writes_nothing_and_can_be_pasted(cloud, tmp_path):
     cloud.run("bash", "-c", dry.stdout)
     pasted = cloud.calls()
     assert cloud.run(*command, "--", *launcher).returncode == 0
-    assert cloud.calls() == pasted * 2 and len(pasted) == 2
+    assert sorted(cloud.calls()) == sorted(pasted * 2) and len(pasted) == 2

@@ -75,6 +75,8 @@ def test_status_of_a_queued_slice(cloud):
     (cloud.directory / "queue").write_text("ACTIVE\n")
     (cloud.directory / "node").write_text("PREEMPTED\n")
     assert cloud.run(*status).stdout == "PREEMPTED\n"
+    (cloud.directory / "node").unlink()
+    assert cloud.run(*status).stdout == "LOST\n"
 
 
 def test_a_gcloud_that_fails_is_no_missing_slice(cloud):
@@ -190,6 +192,19 @@ def test_a_run_that_does_not_stop_is_killed(host):
     assert not alive(int((host.root / "ready").read_text()))
 
 
+@pytest.mark.parametrize("mounted", [0, 1])  # the bucket may be gone while the run is there
+def test_a_set_up_stops_what_runs_before_it_takes_its_environment_away(host, mounted):
+    host.set_up()
+    host.program("trap 'sleep 1; touch saved; exit 42' TERM; touch ready; while true; do sleep 0.1; done")
+    assert host("start", "--", *RUN).returncode == 0
+    wait_until((host.root / "ready").exists)
+    host.cloud.reply("mountpoint", f"exit {mounted}")
+    host.cloud.reply("python3", f"[ -e {host.root}/saved ]")
+    result = host("setup", "--bucket=b")
+    assert result.returncode == 0, "a run was there: " + result.stderr
+    assert (host.root / "build/worker/code").read_text() == "42\n"
+
+
 def test_a_killed_supervisor_is_no_running_run(host):
     host.set_up()
     host.program("touch ready; while true; do sleep 0.1; done")
@@ -265,6 +280,13 @@ DONE = "READY exited 0,exited 0"
         (["ERROR"] * 9 + ["READY running"] + ["ERROR"] * 9, []),
         (["READY unreachable"] * 9, []),
         (["READY unreachable"] * 10, ["delete", "create"]),
+        (["READY exited 1,exited 1", "READY exited 1"], ["stop", "start"] * 2),
+        # In a row: what is scattered ends nothing, and a gcloud that is silent says nothing of the hosts.
+        (["ERROR", "WAITING_FOR_RESOURCES"] * 11, []),
+        (["ERROR"] * 9 + ["READY unreachable"], []),
+        (["READY unreachable"] * 9 + ["ERROR"] * 9, []),
+        (["READY unreachable"] * 9 + ["REPAIRING", "READY unreachable"], []),
+        (["READY unreachable", "ERROR"] * 9 + ["READY unreachable"], ["delete", "create"]),
     ],
 )
 def test_the_babysitter_does_what_the_state_asks_for(cloud, story, done):
@@ -280,6 +302,8 @@ def test_the_babysitter_does_what_the_state_asks_for(cloud, story, done):
     ("story", "options", "code", "done"),
     [
         (["READY exited 2,exited 2"], [], 2, []),
+        (["READY exited 1,exited 2"], [], 2, []),
+        (["READY exited 1"] * 3, ["--max_failures=2"], 1, ["stop", "start"] * 2),
         (["READY exited 139"] * 3, ["--max_failures=2"], 139, ["stop", "start"] * 2),
         (["ABSENT"] * 4, ["--max_creates=3"], 1, ["create"] * 3),
         (["PREEMPTED"] * 3, ["--max_creates=1"], 1, ["delete", "create", "delete"]),
@@ -291,6 +315,12 @@ def test_the_babysitter_ends(cloud, story, options, code, done):
     result, verbs = babysit(cloud, story, *options)
     assert (result.returncode, verbs) == (code, done), result.stderr
     assert result.stderr.strip()
+
+
+def test_a_queued_resource_without_its_slice_is_deleted_before_another_is_asked_for(cloud):
+    story = ["ACTIVE", "ABSENT", "ACTIVE", DONE]  # the queued resource and the slice by turns
+    result, verbs = babysit(cloud, story, "--queued")
+    assert result.returncode == 0 and verbs == ["delete", "create"], result.stderr
 
 
 def test_the_babysitter_asks_again_where_there_is_no_slice_to_be_had(cloud):
@@ -306,6 +336,20 @@ def test_a_set_up_that_fails_is_tried_again_and_then_given_up(cloud):
 def test_the_babysitter_needs_a_place_that_outlives_the_slice(cloud):
     result = cloud.run(LAUNCH / "babysit.sh", "--name=pod", "--zone=z", "--type=v6e-8", "--", *RUN)
     assert result.returncode == 2 and "--bucket is missing" in result.stderr and not cloud.calls()
+
+
+@pytest.mark.parametrize("wrong", ["--type=v9-8", "--copy=../secrets", "--reserved"])
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_the_babysitter_tells_a_mistake_at_once(cloud, wrong, dry):
+    result, _ = babysit(cloud, [DONE], wrong, *dry)
+    assert result.returncode == 2 and not cloud.calls("gcloud")
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_a_signal_just_as_the_babysitter_stops_waiting_ends_it_as_any_other(cloud, tmp_path):
+    (tmp_path / "wait").write_text('wait() { builtin wait "$@"; kill -TERM $$; }\n')
+    result, _ = babysit(cloud, ["READY running"] * 100, BASH_ENV=str(tmp_path / "wait"))
+    assert result.returncode == 130 and "The run goes on, and costs" in result.stderr
 
 
 def test_the_babysitter_can_be_ended_alone(cloud):
