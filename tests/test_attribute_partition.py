@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from attrjax.attributes.partition import PARTS, describe, join, match, rules_of, split
 from attrjax.attrworld.bundled import BASE
 from attrjax.checkpoints.pipeline import load_component
-from attrjax.models.adapters import bind
+from attrjax.models.adapters import bind, parameter_count
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,12 @@ def test_rules_can_be_written_out():
 
 
 def test_what_is_tuned_is_told_with_its_share(unet):
-    lines = describe(split(unet.params, rules_of("mid", "lora:4"), jax.random.key(0)))
-    assert lines[0].startswith("tuned: ") and "%" in lines[0]
-    assert len(lines) == 2 and lines[1].startswith("  mid_block: ")
+    partition = split(unet.params, rules_of("mid", "lora:4"), jax.random.key(0))
+    low = parameter_count(partition.adapter)
+    total = sum(leaf.size for leaf in jax.tree.leaves(unet.params)) + 1241
+    filter_ = {"out": {"kernel": np.zeros((30, 40)), "bias": np.zeros(40)}}
+    lines = describe(partition, {"filter": filter_, "fusion": {"gate": np.zeros(())}})
+    assert f"{low + 1241:,} parameters" in lines[0] and f"of {total:,}" in lines[0] and "%" in lines[0]
+    assert lines[1].startswith("  filter: 2 leaves, 1,240 parameters, ")
+    assert lines[2].startswith("  fusion: 1 leaves, 1 parameters, ")
+    assert lines[3].startswith("  mid_block: ") and f"{low:,} parameters" in lines[3] and len(lines) == 4

@@ -84,7 +84,7 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
     directory, root = begin(config, workdir, resume)
     tuning = None
     if config["steps"]:
-        logging.info("%s", "\n".join(describe(learner.partition)))
+        logging.info("%s", "\n".join(describe(learner.partition, learner.begun)))
         tuning = _ready(config, base, learner, root)
     with timed(timings, "before and after"):
         before = pictures_before(config, base.pipeline)

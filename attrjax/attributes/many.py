@@ -222,7 +222,8 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
             directory=directory / where,
             deadline=started + config["max_seconds"] if config["max_seconds"] else None,
         )
-        logging.info("each of %s", "\n".join(describe(learners[local[0]].partition)))
+        one = learners[local[0]]
+        logging.info("each of %s", "\n".join(describe(one.partition, one.begun)))
         first = [first_params(learners[i]) for place in places for i in rows[place]]
         if not train_phases(turn, rows, first):
             return False

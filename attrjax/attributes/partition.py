@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
@@ -154,9 +153,15 @@ def join(trainable: Tree, frozen: Tree) -> Tree:
     return unflatten_dict(flatten_dict(frozen, sep="/") | flatten_dict(trainable, sep="/"), sep="/")
 
 
-def describe(partition: Partition) -> list[str]:
-    """What is tuned, a line for each top-level part of the network: leaves, parameters, share of them."""
-    own = flatten_dict(partition.trainable, sep="/")
+def describe(partition: Partition, begun: Tree) -> list[str]:
+    """What is tuned, a line for each top-level part of the network, the filter and the fusion: leaves,
+    parameters, share of all that there are.
+
+    Args:
+        partition: of the network.
+        begun: parameters of filter and fusion, which are tuned beside it in full.
+    """
+    own = flatten_dict(partition.trainable, sep="/") | flatten_dict(begun, sep="/")
     still = flatten_dict(partition.frozen, sep="/")
     low = flatten_dict(partition.adapter, sep="/")
     total = sum(leaf.size for leaf in (*own.values(), *still.values()))
@@ -166,9 +171,9 @@ def describe(partition: Partition) -> list[str]:
             entry = counted.setdefault(path.split("/")[0], [0, 0])
             entry[0], entry[1] = entry[0] + 1, entry[1] + leaf.size
     lines = [
-        f"  {name}: {leaves} leaves, {size:,} parameters" for name, (leaves, size) in sorted(counted.items())
+        f"  {name}: {leaves} leaves, {size:,} parameters, {100 * size / total:.3g} %"
+        for name, (leaves, size) in sorted(counted.items())
     ]
-    size = sum(leaf.size for leaf in jax.tree.leaves(partition.trainable)) + parameter_count(
-        partition.adapter
-    )
-    return [f"tuned: {size:,} parameters, {100 * size / total:.3g} % of {total:,}", *lines]
+    size = sum(leaf.size for leaf in own.values()) + parameter_count(partition.adapter)
+    share = f"{100 * size / total:.3g} % of {total:,}"
+    return [f"tuned: {size:,} parameters, {share} of UNet, filter and fusion", *lines]

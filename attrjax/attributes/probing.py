@@ -187,7 +187,9 @@ def finish(run: Run, started: float) -> tuple[dict[str, Any], Pictures]:
         "peak_memory": peak_memory(),
         "timings": run.timings,
         "mask": learner.reference.origin,
-        "tuned": describe(learner.partition) if best.step else ["tuned: nothing, the filter recognized it"],
+        "tuned": describe(learner.partition, learner.begun)
+        if best.step
+        else ["tuned: nothing, the filter recognized it"],
     }
     write_record(directory, config, {"results": results})
     jobs = [(job.prompt, job.seed) for job in _jobs(config, learner.word.text)]
