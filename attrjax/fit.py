@@ -51,7 +51,8 @@ def begin(config: Mapping[str, Any], workdir: str, resume: bool) -> tuple[Path, 
     check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
     use_compile_cache(config["cache_dir"])
     together("checked")  # before one of the processes writes
-    write_record(Path(workdir), config)
+    if jax.process_index() == 0:
+        write_record(Path(workdir), config)
     return Path(workdir), jax.random.key(config["seed"])
 
 

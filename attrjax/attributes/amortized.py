@@ -39,6 +39,7 @@ from attrjax.diffusion.schedule import sampler_for, schedule_from_config
 from attrjax.fit import begin, fit
 from attrjax.generate import latent_scale
 from attrjax.models.vae import scale_latents
+from attrjax.parallel.start import together
 
 
 def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> None:
@@ -125,10 +126,11 @@ def filters(config: Mapping[str, Any], workdir: str, *, resume: bool = False) ->
         return
     facts = {name: config[name] for name in ("attribute", "filter", "num_tokens", "initial", "fusion")}
     saved = SavedFilter(**facts, base=filter_digest(base, config["variant"] or None), params=trained)
-    path = save_filter(directory / f"{attribute}.safetensors", saved)
-    logging.info(
-        "wrote %s (%.2f MB): it belongs into %s/%s", path, path.stat().st_size / 1e6, base, DIRECTORY
-    )
+    if jax.process_index() == 0:
+        path = save_filter(directory / f"{attribute}.safetensors", saved)
+        size = path.stat().st_size / 1e6
+        logging.info("wrote %s (%.2f MB): it belongs into %s/%s", path, size, base, DIRECTORY)
+    together("written")
 
 
 def shown(pictures: Scene | Shown, size: int) -> Rendered | Shown:

@@ -23,6 +23,7 @@ from attrjax.checkpoints.pipeline import (
 )
 from attrjax.fit import begin, fit
 from attrjax.models.clip_vision import patch_states, preprocess
+from attrjax.parallel.start import together
 from attrjax.runs import plain, write_record
 
 # exp(scale) is at most this, as in CLIP.
@@ -135,11 +136,13 @@ def clip(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         "text_encoder": Component(text, {**locked, PROJECTION: params[PROJECTION]}, text_config),
         "image_encoder": Component(vision, params["vision"], vision_config),
     }
-    for name, tower in towers.items():
-        save_component(directory / name, name, tower)
-    save_tokenizer(directory / "tokenizer", tokenizer)
     among = config["rows"] * config["columns"]
-    write_record(directory, config, {"results": {"reading": read_by, "among": among, "contrast": found}})
+    if jax.process_index() == 0:
+        for name, tower in towers.items():
+            save_component(directory / name, name, tower)
+        save_tokenizer(directory / "tokenizer", tokenizer)
+        write_record(directory, config, {"results": {"reading": read_by, "among": among, "contrast": found}})
+    together("written")
     logging.info("among %d captions, and the families of pictures: %s", among, found)
 
 

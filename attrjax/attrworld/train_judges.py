@@ -30,6 +30,7 @@ from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.files import write_json
 from attrjax.checkpoints.params import load_params, save_params
 from attrjax.fit import begin, fit
+from attrjax.parallel.start import together
 from attrjax.runs import plain, write_record
 
 REPLAY = 1 + max(DATA, NOISE, INIT)  # what the key of the choice of chunks is folded with
@@ -57,10 +58,11 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     if config["part"] not in (*PARTS, "all"):
         raise ValueError(f"part={config['part']!r} must be one of {', '.join(PARTS)} or all")
     directory, root = begin(config, workdir, resume)
-    made = directory / "judges"
-    made.mkdir(exist_ok=True)
+    made, first = directory / "judges", jax.process_index() == 0
     names = {"shapes": list(FAMILIES["shape"]), "materials": list(FAMILIES["appearance"]), "size": SIZE}
-    write_json(made / "judges.json", names)
+    if first:
+        made.mkdir(exist_ok=True)
+        write_json(made / "judges.json", names)
     results = {}
     for index, part in enumerate(PARTS):
         if config["part"] not in (part, "all"):
@@ -83,12 +85,15 @@ def judges(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
             return
         if part == "appearance":
             # Chunks after the last one that it was trained on.
-            first = settings["steps"]
-            params = reduced(params, [chunk(i) for i in range(first, first + REDUCED_ON)], settings["kept"])
-        save_params(made, part, params, dtype=np.float16)
+            behind = range(settings["steps"], settings["steps"] + REDUCED_ON)
+            params = reduced(params, [chunk(i) for i in behind], settings["kept"])
+        if first:
+            save_params(made, part, params, dtype=np.float16)
+        together("written")  # before the next part's judge sees through this one
         results[part] = sum(leaf.size for leaf in jax.tree.leaves(params))
         logging.info("wrote %s, %.2f million parameters", made / part, results[part] / 1e6)
-    write_record(directory, config, {"results": {"parameters": results}})
+    if first:
+        write_record(directory, config, {"results": {"parameters": results}})
 
 
 def withheld(names: Sequence[str]) -> tuple[str, ...]:

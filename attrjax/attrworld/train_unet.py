@@ -29,6 +29,7 @@ from attrjax.fit import begin, fit
 from attrjax.generate import Settings, generate
 from attrjax.models.vae import scale_latents
 from attrjax.parallel.mesh import make_mesh, on_host, shard_leaf
+from attrjax.parallel.start import together
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_whole
 from attrjax.training import LossFn, TrainState
@@ -100,7 +101,8 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         pictures = generate(pipeline, PROMPTS, (0, 1), settings)
         table = [list(pictures[i : i + 2]) for i in range(0, len(pictures), 2)]
         grid = labelled_grid(table, PROMPTS, ["seed 0", "seed 1"], f"step {step}")
-        write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
+        if jax.process_index() == 0:
+            write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
 
     batch_at = pooled_at(
         jax.random.fold_in(root, DATA),
@@ -119,9 +121,12 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"], mesh)
     every = (config["save_every"], show)
     trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=text.params, every=every)
-    if trained is not None:
+    if trained is None:
+        return
+    if jax.process_index() == 0:
         save_component(directory / "unet", "unet", Component(module, trained, network))
         logging.info("wrote %s", directory / "unet")
+    together("written")
 
 
 def loss_of(

@@ -16,6 +16,7 @@ from attrjax.checkpoints.pipeline import Component, build_network, load_componen
 from attrjax.data.pictures import png_bytes, to_uint8
 from attrjax.fit import begin, fit
 from attrjax.parallel.mesh import make_mesh, on_host, shard_leaf
+from attrjax.parallel.start import together
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_record, write_whole
 from attrjax.training import TrainState
@@ -69,7 +70,8 @@ def vae(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> Non
         picture, _, made = reconstruct(on_host(state.ema), jax.tree.map(lambda leaf: leaf[:8], held))
         table = [list(to_uint8(np.asarray(row))) for row in (picture, made)]
         grid = labelled_grid(table, ["rendered", "decoded"], [""] * 8, f"step {step}")
-        write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
+        if jax.process_index() == 0:
+            write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
 
     if config["init_from"]:
         mesh = make_mesh(**config["mesh"])
@@ -95,6 +97,8 @@ def vae(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> Non
         scale = load_component(config["init_from"], "vae").config["scaling_factor"]
     psnr = float(squared_error_to_psnr(jnp.concatenate(squared)).mean())
     network |= {"scaling_factor": scale, "sample_size": size}
-    save_component(directory / "vae", "vae", Component(module, trained, network))
-    write_record(directory, config, {"results": {"psnr": psnr, "scaling_factor": scale}})
+    if jax.process_index() == 0:
+        save_component(directory / "vae", "vae", Component(module, trained, network))
+        write_record(directory, config, {"results": {"psnr": psnr, "scaling_factor": scale}})
+    together("written")
     logging.info("reconstruction at %.2f dB, scaling factor %.4f; wrote %s", psnr, scale, directory / "vae")

@@ -1,7 +1,6 @@
 """Reading and writing the small weight files that users pass around: LoRA, textual inversion, IP-Adapter."""
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -66,7 +65,5 @@ def write_exchange_file(
         NewTensor(key, array.dtype, array.shape, functools.partial(np.asarray, array))
         for key, array in arrays.items()
     ]
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    write_safetensors(partial, announced, metadata)
-    os.replace(partial, file)
+    write_safetensors(file, announced, metadata)
     return file

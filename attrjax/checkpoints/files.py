@@ -12,7 +12,8 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,8 +95,17 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON with a final newline."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write indented JSON with a final newline. A file of that name is replaced when the new one is whole."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write in the place of another, whose name it takes at the end of the block."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    yield partial
+    os.replace(partial, path)
 
 
 def open_safetensors(path: str | Path) -> dict[str, StoredTensor]:
@@ -267,6 +277,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file as torch's loaders expect it (metadata ``format: pt``), tensor by tensor.
 
+    A file of that name is replaced when the new one is whole.
     The same tensors and metadata give the same bytes, which safetensors' own writer does not promise.
     """
     codes = {dtype: code for code, dtype in DTYPES.items()}
@@ -282,7 +293,7 @@ def write_safetensors(
         place += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight
-    with path.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             numbers = np.asarray(tensor.make(), tensor.dtype, order="C")
