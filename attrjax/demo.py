@@ -20,7 +20,7 @@ from attrjax.attrworld.captions import prompt
 from attrjax.attrworld.contact_sheet import material_label, shape_label
 from attrjax.attrworld.scenes import unseen
 from attrjax.checkpoints.hub import find_base
-from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline
+from attrjax.checkpoints.pipeline import components_of, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.demo_attributes import Learned, learn, learned_section
 from attrjax.generate import Job, Settings, choose_sampler, make_pictures
@@ -48,7 +48,7 @@ def demo(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
 
     The run directory gets ``index.html``, which needs nothing else, ``grid.png``, ``samples/PROMPT-SEED.png``
     and ``run.json``; ``shape`` and ``appearance`` in it are the runs that learn. With ``resume``, pictures
-    that are there are kept.
+    that are there are kept. Of a base that attributes cannot be learned of the pictures alone are made.
 
     Raises:
         ValueError, FileNotFoundError: a word is not of the world, or there is no such base.
@@ -57,7 +57,10 @@ def demo(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     base = find_base(base_or_bundled(config["base"]))
     shapes, materials = config["shapes"], config["materials"]
     jobs = [Job(prompt(shape, material), config["seed"]) for shape in shapes for material in materials]
+    unlearned = why_not_learned(config, base)
     check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
+    if unlearned:
+        logging.info("pictures of the base are made, and nothing is learned: %s", unlearned)
     use_compile_cache(config["cache_dir"])
     directory = Path(workdir)
     paths = [picture_path(directory, job) for job in jobs]
@@ -69,7 +72,8 @@ def demo(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
 
     if missing:
         with timed(timings, "load"):
-            pipeline = load_pipeline(base, components=REQUIRED)
+            drawing = [name for name in components_of(base) if name != "image_encoder"]
+            pipeline = load_pipeline(base, components=drawing)
         chosen = {name: config[name] for name in ("sampler", "steps", "guidance", "batch_size")}
         settings = Settings(**chosen)
         sampler, _ = choose_sampler(pipeline, settings)
@@ -93,11 +97,11 @@ def demo(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     write_whole(directory / "grid.png", png_bytes(labelled_grid(table, rows, columns, caption)))
     names = [str(path.relative_to(directory)) for path in paths]
     learned = None
-    if config["learn"]:
+    if config["learn"] and not unlearned:
         with timed(timings, "learn"):
             learned = learn(config, base, directory)
     write_record(directory, config, {"base": str(base), "pictures": names, "timings": timings})
-    text = demo_page(config, base, table, (rows, columns), timings, learned)
+    text = demo_page(config, base, table, (rows, columns), timings, learned, unlearned)
     write_whole(directory / "index.html", text.encode())
     logging.info("wrote %d pictures and %s", len(missing), directory / "index.html")
 
@@ -109,6 +113,7 @@ def demo_page(
     labels: tuple[Sequence[str], Sequence[str]],
     timings: Mapping[str, float],
     learned: Learned | None,
+    unlearned: str = "",
 ) -> page.Html:
     """The page about a run.
 
@@ -119,6 +124,7 @@ def demo_page(
         labels: of the shapes and of the materials.
         timings: seconds for each part.
         learned: attributes, where some were.
+        unlearned: why there are none, where some were asked for.
     """
     shapes, materials = config["shapes"], config["materials"]
     count = len(shapes) * len(materials)
@@ -156,6 +162,7 @@ def demo_page(
         "One attribute of one picture" if learned else f"{len(shapes)} shapes in {len(materials)} materials",
         [
             *([learned_section(learned)] if learned else []),
+            *([page.paragraph(f"No attribute was learned: {unlearned}.")] if unlearned else []),
             page.heading(f"The base: {len(shapes)} shapes in {len(materials)} materials"),
             page.paragraph(
                 "A text-to-image diffusion model that is small enough to come with the package made these "
@@ -191,7 +198,8 @@ def demo_page(
                 ),
                 page.paragraph(
                     "It is a directory in the layout of diffusers: torch diffusers loads it, too. Any Stable "
-                    "Diffusion 1.x, 2.x or XL can take its place with --config.base."
+                    "Diffusion 1.x, 2.x or XL can take its place with --config.base; attributes are learned "
+                    "of 1.x and 2.x, with an image encoder."
                 ),
             ),
             page.section(
@@ -204,6 +212,22 @@ def demo_page(
             ),
         ],
         footer="Made with attrjax. This file holds all that it shows, and fetches nothing.",
+    )
+
+
+def why_not_learned(config: Mapping[str, Any], base: Path) -> str:
+    """Why what is to be learned cannot be learned of a base, which only its lists of parts are read for;
+    empty where it can.
+    """
+    held = components_of(base)
+    if config["learn"] and "text_encoder_2" in held:
+        return "the base has two text encoders, and attributes are learned of bases with one"
+    if "image_encoder" in held or all(run["image_encoder"] for run in config["learn"].values()):
+        return ""
+    flags = " and ".join(f"--config.learn.{name}.image_encoder" for name in config["learn"])
+    return (
+        f"the base has no image_encoder, which references are seen with; {flags} can name one, such as "
+        "openai/clip-vit-large-patch14"
     )
 
 

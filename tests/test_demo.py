@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -15,10 +16,12 @@ from attrjax.attrworld.contact_sheet import (
     draw_combinations,
     render_all,
 )
+from attrjax.checkpoints.pipeline import REQUIRED, load_pipeline, save_pipeline
 from attrjax.demo import demo
 from attrjax.main import TASKS
 from configs import demo as demo_config
 from configs.attrworld import contact_sheet as contact_sheet_config
+from tests.tiny import make_tiny_pipeline
 
 PROMPTS = ["a red vase", "a vase made of wood", "a red mug", "a mug made of wood"]
 
@@ -115,6 +118,29 @@ def test_neighbours_in_the_banner_have_different_backdrops():
     assert len(set(shapes)) == len(set(materials)) == 24
     table = np.array(backdrops).reshape(2, 12, 3)
     assert (table[:, 1:] != table[:, :-1]).any(-1).all() and (table[0] != table[1]).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [("sd15", "the base has no image_encoder"), ("sdxl", "the base has two text encoders")],
+)
+def test_of_a_base_that_cannot_be_learned_of_the_pictures_alone_are_made(
+    config, small_base, tmp_path, caplog, layout, reason
+):
+    if layout == "sdxl":
+        make_tiny_pipeline(tmp_path / "base", layout)
+    else:
+        save_pipeline(tmp_path / "base", load_pipeline(small_base, components=REQUIRED))
+    config = config.copy_and_resolve_references()
+    config.base, config.shapes, config.materials = str(tmp_path / "base"), ("vase",), ("red",)
+    config.learn = demo_config.get_config().learn
+    logging.use_absl_handler()
+    with caplog.at_level("INFO"):
+        demo(config, str(tmp_path / "demo"))
+    assert f"nothing is learned: {reason}" in caplog.text
+    text = (tmp_path / "demo/index.html").read_text()
+    assert f"No attribute was learned: {reason}" in text and text.count("<img ") == 1
+    assert not (tmp_path / "demo/shape").exists()
 
 
 def test_the_demo_learns_two_attributes_and_composes_them(config, small_base, tmp_path, monkeypatch):
