@@ -7,8 +7,10 @@ from flax.traverse_util import flatten_dict
 
 from attrjax.attributes.partition import PARTS, describe, join, match, rules_of, split
 from attrjax.attrworld.bundled import BASE
+from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.pipeline import load_component
 from attrjax.models.adapters import bind, parameter_count
+from configs import faithful
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,23 @@ def test_an_unknown_part_names_the_known_ones():
 def test_rules_can_be_written_out():
     written = rules_of(r"down_blocks_\d+/.*/attn2/.* lora:4; .* freeze")
     assert written == [(r"down_blocks_\d+/.*/attn2/.*", "lora:4"), (".*", "freeze")]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "blocks"),
+    [
+        ("shape", {"down_blocks_0", "down_blocks_1", "down_blocks_2"}),
+        ("appearance", {"up_blocks_1", "up_blocks_2"}),  # the first has no attention in Stable Diffusion
+    ],
+)
+def test_the_faithful_recipe_tunes_the_blocks_that_its_source_does(unet, attribute, blocks):
+    config = faithful.get_config(f"attribute={attribute}")
+    for recipe, own in ((config, attribute), (config.other, OTHER[attribute])):
+        assert recipe.attribute == recipe.initial == own
+    chosen = match(list(flatten_dict(unet.params, sep="/")), rules_of(config.partition))
+    assert {path.split("/")[0] for path, rule in chosen.items() if rule != "freeze"} == blocks
+    offsets = {path.rsplit("/", 2)[1] for path, rule in chosen.items() if rule == "offset:3"}
+    assert offsets == {"to_q", "to_k", "to_v"}
 
 
 def test_what_is_tuned_is_told_with_its_share(unet):
