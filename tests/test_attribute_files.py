@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from attrjax.attributes.apply import apply_attributes
 from attrjax.attributes.conditioning import new_word
 from attrjax.attributes.export import FORMATS, export
+from attrjax.attributes.learner import paint_strength
 from attrjax.attributes.partition import rules_of, split
 from attrjax.checkpoints.attribute import (
     Attribute,
@@ -19,12 +20,15 @@ from attrjax.checkpoints.attribute import (
     save_attribute,
     weights_digest,
 )
-from attrjax.checkpoints.pipeline import load_pipeline, save_pipeline
+from attrjax.checkpoints.pipeline import build_network, load_pipeline, save_pipeline
 from attrjax.data.prompts import text_encoder
 from attrjax.diffusion.samplers import SAMPLERS
 from attrjax.generate import Job, Settings, choose_sampler, decode, generate, latent_shape, make_pictures
 from attrjax.models.adapters import merge
+from attrjax.runs import plain
+from configs import appearance, shape
 from configs import export as export_config
+from tests.published import UNET
 
 FAST = Settings(steps=2, guidance=3.0)
 
@@ -208,6 +212,30 @@ def test_what_is_no_attribute_is_refused(base, tmp_path):
     other = next(pipeline.path.glob("unet/*.safetensors"))
     with pytest.raises(ValueError, match="is no learned attribute"):
         load_attribute(other)
+
+
+@pytest.mark.parametrize("module", [shape, appearance])
+@pytest.mark.parametrize("family", ["sd15", "sd21"])
+def test_what_low_rank_learning_leaves_of_a_published_base_is_at_most_5_mb(tmp_path, module, family):
+    config = module.get_config(f"base={family}")
+    _, shapes = build_network("unet", UNET[family])
+    rules = rules_of(config.partition, config.rule)
+    adapter = jax.eval_shape(lambda key: split(shapes, rules, key).adapter, jax.random.key(0))
+    words = np.zeros((config.num_tokens, UNET[family]["cross_attention_dim"]), np.float32)
+    one = Attribute(
+        attribute=config.attribute,
+        word=config.placeholder,
+        initial=config.initial,
+        base="0" * 64,
+        vectors=words,
+        origin=words[0],
+        other=words,
+        weights={},
+        adapter={path: np.zeros(leaf.shape) for path, leaf in flatten_dict(adapter, sep="/").items()},
+        recipe=plain(config),
+        material=np.zeros((config.size, config.size, 4), np.uint8) if paint_strength(config) else None,
+    )
+    assert 500_000 < save_attribute(tmp_path, one).stat().st_size <= 5_000_000
 
 
 def test_the_digest_is_of_the_weights_and_not_of_their_files(small_base, base, tmp_path):

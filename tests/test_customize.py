@@ -250,6 +250,33 @@ def test_appearance_is_learned_by_low_rank_factors_of_the_decoder(small_base, re
     assert any(np.abs(leaf).max() > 0 for path, leaf in attribute.adapter.items() if "lora_up" in path)
 
 
+def test_a_run_whose_loss_is_no_number_keeps_the_best_file_and_ends_in_one_line(
+    smallest_base, reference, tmp_path, monkeypatch
+):
+    changes = {"partition": "encoder_attention", "rule": "lora:1", "steps": 3}
+    config = small(shape.get_config(), smallest_base, reference, **changes)
+    config.prior.count = 0
+    drawn = customization.batches
+
+    def poisoned(*args):
+        batch_at = drawn(*args)
+
+        def batch_of(step):
+            batch = batch_at(step)
+            return batch | {"latents": batch["latents"] * (np.nan if step == 1 else 1)}
+
+        return batch_of
+
+    monkeypatch.setattr(customization, "batches", poisoned)
+    with pytest.raises(ValueError, match=r"nan at step 2: .*newest checkpoint is of step 1") as error:
+        customize(config, str(tmp_path))
+    assert "\n" not in str(error.value)
+    assert [one.step for one in read_probes(tmp_path)] == [1]
+    kept = load_attribute(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in (kept.vectors, *kept.adapter.values()))
+    assert any(np.abs(leaf).max() > 0 for name, leaf in kept.adapter.items() if name.endswith("lora_up"))
+
+
 def test_what_is_only_read_is_held_in_the_type_of_the_networks(small_base, reference):
     config = small(appearance.get_config(), small_base, reference, dtype="bfloat16")
     learner = make_learner(config, load_base(config))
