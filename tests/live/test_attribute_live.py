@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attrjax.attributes.apply import apply_attributes
-from attrjax.attributes.export import export
+from attrjax.attributes.export import FILES, export
 from attrjax.checkpoints.attribute import save_attribute, weights_digest
 from attrjax.checkpoints.pipeline import load_pipeline
 from attrjax.generate import Settings, generate, latent_shape
@@ -52,12 +52,13 @@ def test_an_exported_directory_makes_the_same_picture_in_torch(small_base, base,
     assert psnr(mine, theirs) > 40
 
 
-def test_an_exported_lora_and_its_word_make_the_same_picture_in_torch(small_base, base, tmp_path):
+@pytest.mark.parametrize("form", FILES)
+def test_an_exported_lora_and_its_word_make_the_same_picture_in_torch(small_base, base, tmp_path, form):
     pipeline, digest = base
     attribute, noise = learned(pipeline, digest, "<it>", "decoder", "lora:2"), noise_of(pipeline)
-    out = exported(small_base, attribute, tmp_path, "lora")
+    out = exported(small_base, attribute, tmp_path, form)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(small_base, safety_checker=None)
-    pipe.load_lora_weights(out)
+    pipe.load_lora_weights(out, weight_name=FILES[form])
     pipe.load_textual_inversion(str(out / "learned_embeds.safetensors"))
     pipe.set_progress_bar_config(disable=True)
     latents = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
