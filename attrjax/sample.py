@@ -354,9 +354,8 @@ def picture_path(directory: Path, job: Job) -> Path:
 def per_step_progress(choice: str) -> bool:
     """Whether the progress bar moves with every step, or with every picture.
 
-    Steps are told by a call from the compiled program to the host. That costs nothing on a CPU, where steps
-    are long; but jax keeps no program with such a call in its cache, and on an accelerator compiling is what
-    takes long.
+    For a bar of steps the sampling program is called once for each, and waited for. That costs nothing on a
+    CPU, where steps are long; an accelerator would stand still between them.
     """
     if choice not in ("auto", "step", "picture"):
         raise ValueError(f"progress={choice!r} must be auto, step or picture")

@@ -65,8 +65,8 @@ def apply_attributes(
 ) -> Applied:
     """A base that knows learned attributes, each at a strength.
 
-    What was changed adds up: attributes that were learned in different parts of the UNet, or that act at
-    different timesteps, do not touch each other.
+    What was changed adds up, where attributes act at the same timesteps in the same part of the UNet: by
+    their recipes shape and appearance do, both in the decoder, at 200 to 750.
 
     Args:
         pipeline: the base.
