@@ -1,8 +1,8 @@
 """A list of references, learned at once: what ``customize`` does with ``config.references``.
 
 The list is dealt out to the devices in turns of ``config.stack`` pictures each, all of one attribute: the two
-have filters, pairs and timesteps of their own, so each has its own step. The concepts of a turn are learned side by side
-(``stack``, ``phases``), and each leaves what a run of its own would.
+have filters, pairs and timesteps of their own, so each has its own step. The concepts of a turn are learned
+side by side (``stack``, ``phases``), and each leaves what a run of its own would.
 """
 
 import hashlib
