@@ -5,8 +5,6 @@ set).
 import contextlib
 import functools
 import os
-import signal
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +40,7 @@ from attrjax.generate import (
 )
 from attrjax.models.adapters import Tree, bind, combine
 from attrjax.parallel.mesh import make_mesh
-from attrjax.parallel.start import together
+from attrjax.parallel.start import end_on_sigterm, together
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import check_run, compile_seconds, slug, timed, use_compile_cache, write_record, write_whole
 
@@ -70,6 +68,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
             damaged.
         FileExistsError: the run directory holds a run and ``resume`` is false.
     """
+    end_on_sigterm()  # what was made is there
     if config["dtype"] not in DTYPES:
         raise ValueError(f"dtype={config['dtype']!r} must be one of {', '.join(DTYPES)}")
     base_or_bundled(config["base"])
@@ -118,9 +117,6 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
     paths = [picture_path(directory, job) for job in jobs]
     missing = [(job, path) for job, path in zip(jobs, paths, strict=True) if not path.exists()]
     together("looked")  # before one of the processes writes
-    if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
-        # jax has taken SIGTERM for what saves its step. Here it ends the program: what was made is there.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if first:
         write_record(directory, config)
     own = missing[jax.process_index() :: jax.process_count()]

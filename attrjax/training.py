@@ -29,6 +29,7 @@ from attrjax.checkpoints.training import CHECKPOINTS, open_checkpoints, restore_
 from attrjax.compiling import cost_of, quick, told_of
 from attrjax.metrics_log import MetricsLog
 from attrjax.parallel.mesh import place_batch, place_state, shard_state, traced_for
+from attrjax.parallel.start import told_anywhere
 from attrjax.prefetch import in_background
 from attrjax.profiling import profiled
 
@@ -337,7 +338,7 @@ def train(
                 if every and step % every[0] == 0:
                     settle(0)
                     enough = bool(every[1](step, state)) or enough
-                stop = told.is_set() or (several and manager.reached_preemption(step))
+                stop = told_anywhere() if several else told.is_set()
                 late = out_of_time(step)
                 if step % save_every == 0 or enough or stop or late:
                     # The lines of these steps come first: they are there when the checkpoint is.
@@ -347,7 +348,8 @@ def train(
                     save_checkpoint(manager, step, state)
                     if on_save:
                         on_save(step, state)
-                if (stop or late) and step < steps:
+                # After the last step, too, for what follows may be long, or the next training.
+                if stop or (late and step < steps):
                     manager.wait_until_finished()
                     logging.info("saved step %d of %d; start it again to go on", step, steps)
                     if stop:

@@ -242,12 +242,12 @@ print("met")
 """
 
 
-def test_processes_meet_that_come_half_a_minute_apart():
-    """gloo alone gives up after 30 s, where it is their first collective."""
+def two(program: str, *arguments: str | Path) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of two processes, whose arguments begin with a port and their index."""
     port = str(free_port())
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", LATE, port, str(i)],
+            [sys.executable, "-c", program, port, str(i), *arguments],
             cwd=ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
@@ -257,12 +257,117 @@ def test_processes_meet_that_come_half_a_minute_apart():
         for i in range(2)
     ]
     try:
-        for process in processes:
-            said, errors = process.communicate(timeout=300)
-            assert said.split()[-1:] == ["met"], errors[-2000:]
+        said = [process.communicate(timeout=300) for process in processes]
+        return [(process.returncode, *one) for process, one in zip(processes, said, strict=True)]
     finally:
         for process in processes:
             process.kill()
+
+
+def test_processes_meet_that_come_half_a_minute_apart():
+    """gloo alone gives up after 30 s, where it is their first collective."""
+    for _, said, errors in two(LATE):
+        assert said.split()[-1:] == ["met"], errors[-2000:]
+
+
+# As the arguments say: trainings, each to a number of steps in a directory of its own, and SIGTERM to one of
+# the processes.
+TRAININGS = """
+import os, signal, sys, time
+from pathlib import Path
+from attrjax.parallel.start import start, together
+start("localhost:" + sys.argv[1], 2, int(sys.argv[2]))
+import jax
+from attrjax.parallel.mesh import make_mesh, own_rows
+from attrjax.training import init_state, make_optimizer, make_step, train
+from tests.test_training import batch_at, first_params, loss_fn
+mesh, optimizer = make_mesh(), make_optimizer(1e-2, 60, warmup=5)
+step = make_step(loss_fn, optimizer, mesh)
+for what in sys.argv[4:]:
+    together(what)
+    if what == "SIGTERM":
+        if jax.process_index():
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)  # then both know
+    else:
+        name, steps = what.split(":")
+        state, rows = init_state(first_params(), optimizer, mesh), lambda number: own_rows(batch_at(number))
+        options = {"root_key": jax.random.key(3), "mesh": mesh, "workdir": Path(sys.argv[3], name)}
+        train(state, step, rows, steps=int(steps), **options)
+"""
+
+
+@pytest.mark.parametrize("begun", [("a:5", "SIGTERM", "b:5"), ("SIGTERM", "a:10")])
+def test_a_signal_between_trainings_or_before_one_that_goes_on_is_not_lost(begun, tmp_path):
+    if begun[-1] == "a:10":
+        assert [code for code, *_ in two(TRAININGS, tmp_path, "a:5")] == [0, 0]
+    for code, _, errors in two(TRAININGS, tmp_path, *begun):
+        assert code == 42, errors[-2000:]
+
+
+ALONE = """
+import signal, sys, time
+from attrjax.parallel.start import start
+start("localhost:" + sys.argv[1], 1, 0) if sys.argv[1:] else start()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("inside", "code"),
+    [
+        ([], -signal.SIGTERM),
+        # The first of a container, which no signal ends that it does not handle.
+        (["unshare", "--pid", "--fork", "--kill-child", "--map-root-user"], 128 + signal.SIGTERM),
+    ],
+)
+def test_sigterm_ends_a_process_that_has_no_step_to_save(inside, code):
+    command = [*inside, sys.executable, "-c", ALONE, *([] if inside else [str(free_port())])]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        of = [process.pid]
+        if inside:
+            of = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+        for pid in of:
+            os.kill(pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == code
+    finally:
+        process.kill()
+
+
+DAMAGED = """
+import sys
+from pathlib import Path
+from attrjax.parallel.start import start, together
+start("localhost:" + sys.argv[1], 2, int(sys.argv[2]))
+import jax, numpy as np
+from attrjax.checkpoints.training import open_checkpoints, restore_newest, save_checkpoint
+from attrjax.parallel.mesh import make_mesh, on_host, place_state
+mesh, directory = make_mesh(data=1, fsdp=-1), Path(sys.argv[3])
+together("begun")
+states = [{"x": np.random.default_rng(i).normal(size=(256, 256)).astype(np.float32)} for i in range(2)]
+manager = open_checkpoints(directory)
+for step, state in enumerate(states):
+    save_checkpoint(manager, step, place_state(mesh, state))
+manager.wait_until_finished()
+together("saved")
+if jax.process_index():
+    file = max((directory / "1/default/ocdbt.process_1/d").iterdir(), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+together("damaged")
+found, step = restore_newest(manager, place_state(mesh, states[1]))
+np.testing.assert_array_equal(on_host(found)["x"], states[0]["x"])
+manager.close()
+print("went on from", step)
+"""
+
+
+def test_where_one_process_cannot_read_its_part_all_put_the_checkpoint_aside(tmp_path):
+    for code, said, errors in two(DAMAGED, tmp_path):
+        assert code == 0 and "went on from 0" in said, errors[-3000:]
+    assert (tmp_path / "1.corrupt").is_dir()
 
 
 # The local pod, for real.
@@ -279,6 +384,41 @@ TINY = [
     *(f"--config.{tower}.num_hidden_layers=1" for tower in ("text", "vision")),
     *(f"--config.{tower}.projection_dim=8" for tower in ("text", "vision")),
 ]
+
+
+SHORT = [
+    "--config=configs/attrworld/vae.py",
+    "--config.network.block_out_channels=(8,8,8)",
+    "--config.size=32",
+    "--config.batch_size=2",
+    "--config.steps=2",
+    "--config.optimizer.warmup=1",
+]
+
+
+def test_a_pod_of_two_real_processes_ends_well_and_so_it_does_again(tmp_path):
+    """Again after it was killed while it wrote: one file is there, and the other is not."""
+    workdir = tmp_path / "run"
+    arguments = [*SHORT, f"--workdir={workdir}", f"--config.cache_dir={tmp_path / 'cache'}"]
+    files = [workdir / "vae" / name for name in ("config.json", "diffusion_pytorch_model.safetensors")]
+
+    def made() -> list[bytes]:
+        command = [LAUNCH / "local_pod.sh", "2", f"--logs={tmp_path / 'logs'}", f"--port={free_port()}"]
+        pod = subprocess.run(
+            [*command, "--", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert pod.returncode == 0, pod.stderr[-3000:]
+        assert "results" in json.loads((workdir / "run.json").read_text())
+        return [file.read_bytes() for file in files]
+
+    first = made()
+    files[0].unlink()
+    assert made() == first
 
 
 def test_a_pod_of_two_real_processes_stops_at_one_step_and_goes_on(tmp_path):

@@ -126,6 +126,14 @@ def test_sigterm_saves_the_current_step_and_exits_42(whole, tmp_path):
     assert lines(tmp_path) == lines(whole[0])
 
 
+def test_sigterm_at_the_last_step_is_not_lost(tmp_path):
+    """What follows it, another training or pictures, would go on as if there had been none."""
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, steps=10, every=(10, lambda *_: signal.raise_signal(signal.SIGTERM)))
+    assert end.value.code == EXIT_SAVED
+    assert run(tmp_path, steps=10).finished
+
+
 def test_each_logged_step_has_one_line(whole):
     got = lines(whole[0])
     assert [line["step"] for line in got] == [1, *range(4, STEPS + 1, 4)]

@@ -33,7 +33,17 @@ def open_checkpoints(directory: str | Path, *, keep: int = 2) -> ocp.CheckpointM
     logging.get_absl_logger().addFilter(_worth_telling)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     handler = ocp.StandardCheckpointHandler()  # named, so that metadata can be read before anything was saved
-    return ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handler)
+    return _Manager(Path(directory).resolve(), options=options, item_handlers=handler)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves it to ``parallel.start.told_anywhere`` to ask whether SIGTERM came.
+
+    In a save Orbax asks, too, and by the number of the step.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 def _worth_telling(record: python_logging.LogRecord) -> bool:
@@ -72,8 +82,7 @@ def restore_newest(manager: ocp.CheckpointManager, state: Any) -> tuple[Any, int
         error = _try(lambda step=step: _check(manager, step, wanted))
         if error is None:
             restored: list[Any] = []
-            restore = ocp.args.StandardRestore(wanted)
-            error = _try(lambda step=step, to=restored, a=restore: to.append(manager.restore(step, args=a)))
+            error = _try(lambda step=step, to=restored: to.append(_read(manager, step, wanted)))
         if _on_any_process(error is not None):
             _quarantine(directory, step, error)
             manager.reload()
@@ -105,6 +114,16 @@ def _check(manager: ocp.CheckpointManager, step: int, wanted: Any) -> None:
             f"checkpoint {step} in {manager.directory} is of another network or optimizer: {len(names)}"
             f" leaves differ, such as {names[0]}: {there.get(names[0])} there, {here.get(names[0])} here"
         )
+
+
+def _read(manager: ocp.CheckpointManager, step: int, wanted: Any) -> Any:
+    """What a checkpoint holds; each process reads its own part of it.
+
+    Not by ``manager.restore``, in which all wait for each other at the end: where one cannot read its part,
+    the others would wait in vain.
+    """
+    folder = manager.directory / str(step) / ocp.checkpoint_manager.DEFAULT_ITEM_NAME
+    return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(wanted))
 
 
 def _try(action: Any) -> Exception | None:

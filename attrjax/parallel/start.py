@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import signal
+import threading
 
 import jax
 from jax.experimental import multihost_utils
@@ -9,14 +11,16 @@ from jax.experimental import multihost_utils
 # Longer than any process may take; of one that has died the others hear at once.
 DAY = 24 * 60 * 60 * 1000
 _numbers = itertools.count()
+_questions = itertools.count(1)
 COORDINATOR, PROCESSES, PROCESS = "ATTRJAX_COORDINATOR", "ATTRJAX_PROCESSES", "ATTRJAX_PROCESS"
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Join the other processes of a run; alone, do nothing.
+    """Join the other processes of a run, where there are others.
 
-    On CPUs the processes talk over gloo, jax's default there. From here on SIGTERM to one of them is noticed
-    by all, and ``training.train`` stops all at the same step.
+    On CPUs the processes talk over gloo, jax's default there. From here on SIGTERM to one of several is
+    noticed by all, and ``training.train`` stops all at the same step. A process that is alone it ends, until
+    ``training.train`` catches it.
 
     Args:
         coordinator: HOST:PORT of process 0, where all meet. "auto": jax finds it, and the rest, on Cloud TPU,
@@ -44,11 +48,17 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     elif processes is not None or process is not None:
         raise ValueError("several processes need coordinator=HOST:PORT, an address of process 0, or auto")
     else:
-        return
-    if coordinator != "auto":
+        return end_on_sigterm()
+    if coordinator == "auto":
+        _initialize_by_itself()
+    else:
         # Of a scheduler around it jax would take what it is not told, such as this process's devices.
         jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate")
-        return
+    if jax.process_count() == 1:
+        end_on_sigterm()
+
+
+def _initialize_by_itself() -> None:
     try:
         jax.distributed.initialize()
     except ValueError as error:  # it found no scheduler that it knows; a network that fails raises others
@@ -56,6 +66,29 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             "coordinator=auto, and this is no host of a TPU slice and no task of Slurm or Open MPI:"
             " name coordinator=HOST:PORT, processes and process"
         ) from error
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends this process at once from here on, where jax has taken it for what saves its step.
+
+    The first process of a container is given no signal that it does not handle, so that one ends itself.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end if os.getpid() == 1 else signal.SIG_DFL)
+
+
+def _end(number: int, _: object) -> None:
+    os._exit(128 + number)
+
+
+def told_anywhere() -> bool:
+    """Whether all of several processes stop here, since one of them got SIGTERM; the same answer on all.
+
+    When it comes, jax chooses the first question that none has asked yet, by its number. It is not to be the
+    number of a step: a run that goes on begins far behind 0, and what is trained next at 1 again. So all
+    questions of a process are counted, and nothing else may put one to jax.
+    """
+    return multihost_utils.reached_preemption_sync_point(next(_questions))
 
 
 def together(where: str) -> None:
