@@ -123,8 +123,8 @@ def one_line(error: Exception) -> str:
         text = text.split(" If you intended")[0] + """ (a tuple looks like '("a cat",)')"""
     if "Traceback (most recent call last)" in text:
         return text.strip().splitlines()[-1].removeprefix("ValueError: ")
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     return text
 
 

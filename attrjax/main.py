@@ -1,11 +1,14 @@
 """The one entry: ``python -m attrjax.main --config=configs/sample.py --workdir=runs/x``.
 
 It reads the command line and hands it to the task that the config names. A user's mistake is one line that
-says what to do, and exit code 2; ``--debug`` shows where it was noticed.
+says what to do, and exit code 2; ``--debug`` shows where it was noticed. What the machine failed in (a full
+disk, a bucket that is not reached) is one line, too, and exit code 1: started again later, it may go on.
 """
 
+import errno
 import importlib
 import logging as python_logging
+import re
 import sys
 
 from absl import app, flags, logging
@@ -29,6 +32,11 @@ TASKS = {
     "customize": "attrjax.attributes.customize",
     "export": "attrjax.attributes.export",
 }
+MISTAKES = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+# In the words of TensorStore, whose errors are ValueErrors, too.
+FAILED = re.compile(
+    r"No space left|\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN): "
+)
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/sample.py:base=sd15.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory that the run writes to.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on with the run that the workdir holds.")
@@ -82,7 +90,17 @@ def stop(error: Exception) -> None:
     if flags.FLAGS.is_parsed() and DEBUG.value:
         raise error
     print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(2 if is_mistake(error) else 1)
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether an error stays until a user does something about it."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return False
+    if isinstance(error, OSError) and error.errno is not None:  # the system's own, and no library's
+        # The last is of a directory that is mounted to be read.
+        return isinstance(error, MISTAKES) or error.errno == errno.EROFS
+    return not FAILED.search(str(error))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from attrjax.arguments import base_preset, one_line, parse_arg
+from attrjax.main import stop
 from attrjax.runs import use_compile_cache
 from attrjax.sample import make_settings
 from configs import sample
@@ -173,6 +174,28 @@ def test_config_arguments_are_typed():
 )
 def test_a_full_disk_is_one_line_that_says_what_to_do(error):
     assert one_line(error).startswith("the disk is full: make room") and "\n" not in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("steps=0 must be 1 or more"), 2),
+        (FileNotFoundError("there is no file of latents x.npy"), 2),
+        (OSError(errno.EACCES, "Permission denied", "runs/x"), 2),
+        (OSError(errno.EROFS, "Read-only file system", "runs/x"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x/run.json"), 1),
+        (OSError(errno.EIO, "Input/output error", "runs/x/run.json"), 1),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), 1),
+        (ValueError('RESOURCE_EXHAUSTED: Error writing "a" [No space left on device]'), 1),
+        (ValueError('UNAVAILABLE: Error writing "gs://bucket/run"'), 1),
+    ],
+)
+def test_what_another_start_may_do_better_is_no_mistake_of_the_user(error, code, capsys):
+    with pytest.raises(SystemExit) as end:
+        stop(error)
+    assert end.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and len(said.splitlines()) == 1 and len(said) > len("error: 104\n")
 
 
 def test_programs_compiled_for_another_number_of_cores_are_not_run(tmp_path, monkeypatch):
