@@ -82,7 +82,8 @@ def test_the_encoder_is_tuned_and_nothing_else(learned, small_base):
 
 
 def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, reference, tmp_path):
-    # As after a kill between the last measurement and its checkpoint; and once from the beginning.
+    # As after a kill between the last measurement and its checkpoint, which cut its line off; and once from
+    # the beginning.
     config = recipe_of(small_base, reference)
     again = tmp_path / "again"
     shutil.copytree(learned, again)
@@ -90,8 +91,10 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(learned, small_base, refere
     (again / "index.html").unlink()
     if best_of(read_probes(again)).step == 2:
         (again / "attribute.safetensors").unlink()
+    probes = (again / "probes.jsonl").read_text()
+    (again / "probes.jsonl").write_text(probes[:-20])
     customize(config, str(again), resume=True)
-    assert read_probes(again) == read_probes(learned)
+    assert (again / "probes.jsonl").read_text() == probes
     name = "attribute.safetensors"
     assert (again / name).read_bytes() == (learned / name).read_bytes()
 
