@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from attrjax.attrworld import train_judges
+from attrjax.attrworld.batches import captioned_at, scenes_at, told_at
 from attrjax.attrworld.bundle import bundle
 from attrjax.attrworld.bundled import BASE
 from attrjax.attrworld.pool import pooled_at
 from attrjax.attrworld.render import Rendered
 from attrjax.attrworld.scenes import unseen
+from attrjax.attrworld.sharing import sharing_at
 from attrjax.attrworld.train_clip import clip, relief_of_patches
 from attrjax.attrworld.train_unet import unet
 from attrjax.attrworld.train_vae import vae
 from attrjax.checkpoints.pipeline import load_component, load_pipeline, load_tokenizer
 from configs.attrworld import bundle as bundle_config
 from configs.attrworld import clip as clip_config
+from configs.attrworld import judges as judges_config
 from configs.attrworld import unet as unet_config
 from configs.attrworld import vae as vae_config
 
@@ -149,3 +153,52 @@ def test_the_relief_of_a_patch_is_its_outline_and_depth_about_the_object_s_mean(
     np.testing.assert_array_equal(relief[1, ..., 0], mask[0, :4, 4:] - 0.5)
     assert (relief[..., 1][relief[..., 0] < 0] == 0).all()  # nothing is told of the floor's depth
     np.testing.assert_allclose(relief[0, 2, 2:, 1], [-0.45, -0.15], atol=5e-3)
+
+
+def of_processes(count, make, monkeypatch):
+    """A tree of batches of all processes, each made by itself."""
+    parts = []
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        parts.append(make())
+    monkeypatch.undo()
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("of", ["scenes", "captions", "grids", "pairs", "pool", "judges"])
+def test_processes_see_together_what_one_sees_alone(of, count, monkeypatch):
+    tokenizer, key = load_tokenizer(BASE / "tokenizer"), jax.random.key(3)
+
+    def make():
+        if of == "scenes":
+            return scenes_at(key, 8)(5)
+        if of == "captions":
+            return told_at(key, 8, tokenizer)(5)
+        if of == "grids":
+            return captioned_at(key, 4, 3, tokenizer)(5)
+        if of == "pairs":
+            return sharing_at(key, 8, "shape", "<shape>", tokenizer, 24)(5)
+        if of == "pool":
+            return batches(batch_size=16, chunk=16)(30)
+        config = judges_config.get_config().to_dict()
+        settings = {**config, **config["appearance"], "rows": 4, "columns": 2}
+        chunk = train_judges.chunks_of("appearance", settings, key, None)
+        return train_judges.replayed(chunk, key, 2, 4)(5)
+
+    alone = make()
+    jax.tree.map(np.testing.assert_array_equal, alone, of_processes(count, make, monkeypatch))
+
+
+def test_a_process_makes_the_pictures_alone_that_its_rows_draw_from(monkeypatch):
+    made = []
+
+    def encode(scenes, key):
+        made.append(len(scenes.zoom))
+        return np.zeros((len(scenes.zoom), 1, 1, 1))
+
+    settings = {"batch_size": 16, "chunk": 64, "chunks": 2, "reuse": 4.0, "empty": 0.0}
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    pooled_at(jax.random.key(1), encode, load_tokenizer(BASE / "tokenizer"), **settings)(0)
+    assert sum(made) == 16

@@ -191,7 +191,7 @@ def test_pairs_have_captions_in_which_what_they_share_is_left_open(pairs):
             assert left <= set(re.findall(r"[a-z0-9]+", told))
 
 
-def test_filters_are_trained_on_pairs_that_are_stored(pair_builder, smallest_base, tmp_path):
+def test_filters_are_trained_on_pairs_that_are_stored(pair_builder, smallest_base, tmp_path, monkeypatch):
     pipeline = load_pipeline(smallest_base)
     word = new_word(pipeline, "<shape>", "at", 2, "placeholder")
     source = open_pairs(str(pair_builder.data_path), "train")
@@ -205,6 +205,13 @@ def test_filters_are_trained_on_pairs_that_are_stored(pair_builder, smallest_bas
     said = [tokenize(word.tokenizer, [one], 77)[0].tolist() for one in shared]
     assert all(ids in said for ids in batch["told"].tolist()) and batch["named"].all()
     assert all(sum(word.ids[0] == ids) == 1 for ids in batch["asked"])
+    halves = []
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        halves.append(stored_at(jax.random.key(0), source, 6, "shape", word, 77, 24)(3))
+    monkeypatch.undo()
+    jax.tree.map(np.testing.assert_array_equal, batch, jax.tree.map(lambda *x: np.concatenate(x), *halves))
 
     config = filters_config.get_config("attribute=shape")
     config.update({"base": str(smallest_base), "dataset": str(pair_builder.data_path), "batch_size": 2})

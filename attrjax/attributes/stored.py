@@ -1,13 +1,14 @@
 """Pairs of pictures that share one attribute, from a TFDS data set.
 
-Examples are drawn at random by the step, from a source with random access: a run that goes on reads what it
-would have read, and of several processes each reads its own rows alone.
+Examples are drawn at random by step and row, from a source with random access: a run that goes on reads what
+it would have read, and of several processes each reads its own rows alone, which together are the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -15,7 +16,8 @@ from PIL import Image
 
 from attrjax.attributes.conditioning import Word
 from attrjax.attributes.learner import HERE
-from attrjax.attrworld.batches import generator_at, rows_here
+from attrjax.attrworld.batches import DATA, rows_here
+from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.attribute import ATTRIBUTES
 from attrjax.data.prompts import tokenize
 
@@ -97,6 +99,7 @@ def stored_at(
         size: of pictures, in pixels.
     """
     rows = rows_here(batch_size)
+    first = jax.process_index() * rows
 
     def draw(generator: np.random.Generator) -> Mapping[str, Any]:
         for _ in range(TRIES):
@@ -106,8 +109,8 @@ def stored_at(
         raise ValueError(f"of {TRIES} pairs of {pairs.path} none share their {attribute}")
 
     def batch_at(step: int) -> dict[str, Any]:
-        generator = generator_at(root, step)
-        drawn = [draw(generator) for _ in range(rows)]
+        key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
+        drawn = [draw(generator_of(jax.random.fold_in(key, row))) for row in range(first, first + rows)]
         asked = [_text(row, "asked") for row in drawn]
         for caption in asked:
             if HERE not in caption:

@@ -1,4 +1,8 @@
-"""Batches of the world for training: scenes from the host, rendered on the device."""
+"""Batches of the world for training: scenes from the host, rendered on the device.
+
+Every process draws what all see in a step, which costs little, and keeps its own rows: what is learned does
+not depend on how many processes there are.
+"""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +17,7 @@ from attrjax.attrworld.captions import Facts, caption
 from attrjax.attrworld.render import Rendered, Scene, render
 from attrjax.attrworld.scenes import BACKDROPS, LIGHTS, draw_grid, draw_scenes, generator_of
 from attrjax.data.prompts import tokenize
+from attrjax.parallel.mesh import own_rows
 
 # What a run's root key is folded with, so that no two uses share random numbers.
 DATA, NOISE, INIT = range(3)
@@ -29,9 +34,8 @@ _INDICES = {what: {name: i for i, name in enumerate(names)} for what, names in N
 
 
 def generator_at(root: Key[Array, ""], step: int) -> np.random.Generator:
-    """The generator of what this process draws for a step."""
-    key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-    return generator_of(jax.random.fold_in(key, jax.process_index()))
+    """The generator of what is drawn for a step, the same in all processes."""
+    return generator_of(jax.random.fold_in(jax.random.fold_in(root, DATA), step))
 
 
 def scenes_at(root: Key[Array, ""], batch_size: int) -> Callable[[int], Scene]:
@@ -41,8 +45,8 @@ def scenes_at(root: Key[Array, ""], batch_size: int) -> Callable[[int], Scene]:
         root: the run's root key.
         batch_size: rows of all processes together.
     """
-    rows = rows_here(batch_size)
-    return lambda step: draw_scenes(generator_at(root, step), rows).scene
+    rows_here(batch_size)
+    return lambda step: own_rows(draw_scenes(generator_at(root, step), batch_size).scene)
 
 
 def told_at(root: Key[Array, ""], batch_size: int, tokenizer: Any) -> Callable[[int], dict[str, Any]]:
@@ -53,11 +57,11 @@ def told_at(root: Key[Array, ""], batch_size: int, tokenizer: Any) -> Callable[[
         batch_size: captions of all processes together.
         tokenizer: transformers'.
     """
-    rows = rows_here(batch_size)
+    rows_here(batch_size)
 
     def batch_at(step: int) -> dict[str, Any]:
         generator = generator_at(root, step)
-        return _told(draw_scenes(generator, rows).facts, generator, tokenizer)
+        return own_rows(_told(draw_scenes(generator, batch_size).facts, generator, tokenizer))
 
     return batch_at
 
@@ -76,12 +80,12 @@ def captioned_at(
         columns: materials.
         tokenizer: transformers'.
     """
-    rows = rows_here(rows)
+    rows_here(rows)
 
     def batch_at(step: int) -> dict[str, Any]:
         generator = generator_at(root, step)
         drawn = draw_grid(generator, rows, columns)
-        return {"scene": drawn.scene, **_told(drawn.facts, generator, tokenizer)}
+        return own_rows({"scene": drawn.scene, **_told(drawn.facts, generator, tokenizer)})
 
     return batch_at
 

@@ -3,9 +3,13 @@
 Where rendering and encoding cost about as much as a train step (a CPU), each picture is used several times,
 with another caption, timestep and noise each time. The pool is a ring of chunks: every few steps the oldest
 is replaced by a new one. Which pictures are in it depends on the step alone, so that a run that goes on sees
-what an uninterrupted one would have seen.
+what an uninterrupted one would have seen. Each eighth of a batch's rows draws from its own eighth of every
+chunk, and a process makes those that its rows draw from: what is learned does not depend on how many
+processes there are, and up to eight make no picture twice.
 """
 
+import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,12 +25,13 @@ from attrjax.data.prompts import tokenize
 
 # What the data's key is folded with.
 CHUNK, BATCH = range(2)
+PARTS = 8  # of a chunk and of a batch
 
 
 class Chunk(NamedTuple):
-    """Encoded pictures: latents [m, h, w, c], and the facts of each."""
+    """Pictures: latents [m, h, w, c] of the parts that this process draws from, and the facts of all."""
 
-    latents: Float[np.ndarray, "m h w c"]
+    latents: dict[int, Float[np.ndarray, "m h w c"]]
     facts: list[Facts]
 
 
@@ -58,15 +63,22 @@ def pooled_at(
     rows, length = rows_here(batch_size), tokenizer.model_max_length
     if min(chunk, chunks) < 1 or reuse < 1 or not 0 <= empty <= 1:
         raise ValueError(f"{chunk=} and {chunks=} must be 1 or more, {reuse=} too, and {empty=} in [0, 1]")
-    steps_for_a_chunk = max(1, round(chunk * reuse / rows))
+    steps_for_a_chunk = max(1, round(chunk * reuse / batch_size))
+    parts = math.gcd(PARTS, batch_size, chunk)
+    size = chunk // parts
+    part_of = np.arange(batch_size) * parts // batch_size
+    own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
     held: dict[int, Chunk] = {}
 
     def make(number: int) -> Chunk:
-        key = jax.random.fold_in(jax.random.fold_in(root, CHUNK), number)
-        key = jax.random.fold_in(key, jax.process_index())
-        draw, noise = jax.random.split(key)
+        draw, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, CHUNK), number))
         drawn = draw_scenes(generator_of(draw), chunk)
-        return Chunk(np.asarray(encode(drawn.scene, noise)), drawn.facts)
+        latents = {}
+        for part in sorted(set(part_of[own].tolist())):
+            some = operator.itemgetter(slice(part * size, (part + 1) * size))
+            scenes = jax.tree.map(some, drawn.scene)
+            latents[part] = np.asarray(encode(scenes, jax.random.fold_in(noise, part)))
+        return Chunk(latents, drawn.facts)
 
     def batch_at(step: int) -> dict[str, Any]:
         newest = step // steps_for_a_chunk
@@ -76,15 +88,13 @@ def pooled_at(
         for number in wanted:
             if number not in held:
                 held[number] = make(number)
-        key = jax.random.fold_in(jax.random.fold_in(root, BATCH), step)
-        generator = generator_of(jax.random.fold_in(key, jax.process_index()))
-        numbers, places = generator.choice(list(wanted), rows), generator.integers(0, chunk, rows)
-        taken = [(held[int(n)], int(i)) for n, i in zip(numbers, places, strict=True)]
-        captions = [caption(one.facts[i], generator) for one, i in taken]
-        captions = [
-            "" if drop else text for drop, text in zip(generator.random(rows) < empty, captions, strict=True)
-        ]
+        generator = generator_of(jax.random.fold_in(jax.random.fold_in(root, BATCH), step))
+        numbers, places = generator.choice(list(wanted), batch_size), generator.integers(0, size, batch_size)
+        taken = [(held[int(n)], int(p), int(i)) for n, p, i in zip(numbers, part_of, places, strict=True)]
+        captions = [caption(one.facts[part * size + i], generator) for one, part, i in taken]
+        dropped = generator.random(batch_size) < empty
+        captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)][own]
         tokens: Int[np.ndarray, "n t"] = tokenize(tokenizer, captions, length)
-        return {"latents": np.stack([one.latents[i] for one, i in taken]), "tokens": tokens}
+        return {"latents": np.stack([one.latents[part][i] for one, part, i in taken[own]]), "tokens": tokens}
 
     return batch_at

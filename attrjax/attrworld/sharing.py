@@ -16,6 +16,7 @@ from attrjax.attrworld.captions import Facts, caption
 from attrjax.attrworld.render import Scene
 from attrjax.attrworld.scenes import draw_scenes, unseen
 from attrjax.data.prompts import tokenize
+from attrjax.parallel.mesh import own_rows
 
 
 class Sharing(NamedTuple):
@@ -105,18 +106,19 @@ def sharing_at(
         tokenizer: the base's, with the placeholder.
         length: T.
     """
-    rows = rows_here(batch_size)
+    rows_here(batch_size)
 
     def batch_at(step: int) -> dict[str, Any]:
-        drawn = draw_sharing(generator_at(root, step), rows, attribute, placeholder)
+        drawn = draw_sharing(generator_at(root, step), batch_size, attribute, placeholder)
         named = [attribute == "appearance" or bool(one.shape) for one in drawn.facts]
-        return {
+        batch = {
             "seen": drawn.seen,
             "made": drawn.made,
             "asked": tokenize(tokenizer, drawn.asked, length),
             "told": tokenize(tokenizer, drawn.told, length),
             "named": np.array(named, np.float32),
         }
+        return own_rows(batch)
 
     return batch_at
 

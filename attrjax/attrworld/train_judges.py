@@ -30,6 +30,7 @@ from attrjax.checkpoints.attribute import OTHER
 from attrjax.checkpoints.files import write_json
 from attrjax.checkpoints.params import load_params, save_params
 from attrjax.fit import begin, fit
+from attrjax.parallel.mesh import own_rows
 from attrjax.parallel.start import together
 from attrjax.runs import plain, write_record
 
@@ -104,14 +105,15 @@ def withheld(names: Sequence[str]) -> tuple[str, ...]:
 def chunks_of(
     part: str, settings: Mapping[str, Any], key: Key[Array, ""], segmenter: Any
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """From a number to new renders: what a step brings that no step before it had.
+    """From a number to new renders: what a step brings that no step before it had, on all processes alike.
 
     Returns:
         a function to ``picture`` and ``mask`` in 0..255, and where ``part`` is not the segmenter to the
         ``family`` of what is judged (-1 for an unnamed one), its ``instance``, and that of the ``other``
         attribute. The mask is then the segmenter's; the shape judge's chunks have no picture.
     """
-    rows, columns = rows_here(settings["rows"]), settings["columns"]
+    rows, columns = settings["rows"], settings["columns"]
+    rows_here(rows)
 
     @jax.jit
     def look(scenes: Scene) -> tuple[Array, Array]:
@@ -125,8 +127,7 @@ def chunks_of(
         return as_bytes[0], as_bytes[1]
 
     def chunk(number: int) -> dict[str, np.ndarray]:
-        place = jax.random.fold_in(jax.random.fold_in(key, DATA), number)
-        generator = generator_of(jax.random.fold_in(place, jax.process_index()))
+        generator = generator_of(jax.random.fold_in(jax.random.fold_in(key, DATA), number))
         if part == "segmenter":
             scene = draw_scenes(generator, rows * columns).scene
             picture, mask = look(scene)
@@ -141,13 +142,13 @@ def chunks_of(
             generator, rows, columns, part, settings["unnamed"], row_names=names, column_names=of_columns
         )
         picture, mask = look(scene)
-        first = (number * jax.process_count() + jax.process_index()) * rows
+        first = number * rows
         numbers = {name: i for i, name in enumerate(FAMILIES[part])}
         labels = {
             "mask": np.asarray(mask),
             "family": np.repeat(np.array([numbers.get(name, -1) for name in names], np.int32), columns),
             "instance": np.repeat(np.arange(first, first + rows, dtype=np.int32), columns),
-            "other": np.tile(np.arange(columns, dtype=np.int32) + first // rows * columns, rows),
+            "other": np.tile(np.arange(columns, dtype=np.int32) + number * columns, rows),
         }
         return labels if part == "shape" else {**labels, "picture": np.asarray(picture)}
 
@@ -219,7 +220,7 @@ def replayed(
         generator = generator_of(jax.random.fold_in(jax.random.fold_in(key, REPLAY), step))
         again = generator.integers(max(0, step + 1 - window), step + 1, replay - 1)
         parts = [kept(step), *(kept(int(i)) for i in again)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return own_rows({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     return batch_at
 

@@ -1,5 +1,6 @@
 """The task ``unet``: the bundled base's denoiser, trained on captioned pictures of the world."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,11 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
             moments: Any = vae.module.apply({"params": vae.params}, picture, method="encode")
             return scale_latents(moments.sample(batch[1]), factor)
 
-        count = config["chunk"] // ENCODED
-        parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (count, ENCODED, *leaf.shape[1:])), scenes)
-        latents = jax.lax.map(one, (parts, jax.random.split(key, count)))
+        number = len(jax.tree.leaves(scenes)[0])
+        group = math.gcd(number, ENCODED)
+        parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, group, *leaf.shape[1:])), scenes)
+        latents = jax.lax.map(one, (parts, jax.random.split(key, number // group)))
         return latents.reshape(-1, *latents.shape[2:])
-
-    if config["chunk"] % ENCODED:
-        raise ValueError(f"chunk={config['chunk']} must be a multiple of {ENCODED}")
 
     def show(step: int, state: TrainState) -> None:
         so_far = Component(module, on_host(state.ema), network)
