@@ -64,6 +64,27 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return known
 
 
+def read_rules(text: str, what: str) -> list[tuple[str, str]]:
+    """An ordered list of (regex, rule), of ``REGEX RULE; REGEX RULE``. The first that matches decides.
+
+    Args:
+        text: of a command line.
+        what: it is, for errors.
+
+    Raises:
+        ValueError: a pair is not two words, or its first is no regex.
+    """
+    pairs = [pair.split() for pair in text.split(";")]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise ValueError(f"{' '.join(pair)!r} in the {what} must be REGEX RULE, two words")
+        try:
+            re.compile(pair[0])
+        except re.error as error:
+            raise ValueError(f"{pair[0]!r} in the {what} is no regex: {error}") from error
+    return [(pattern, rule) for pattern, rule in pairs]
+
+
 def base_preset(name: str) -> dict[str, Any]:
     """The entries of one of ``BASES``.
 

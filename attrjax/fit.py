@@ -10,7 +10,8 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from attrjax.parallel.mesh import batch_shapes, make_mesh, on_host, state_shapes
+from attrjax.arguments import read_rules
+from attrjax.parallel.mesh import Rules, batch_shapes, make_mesh, on_host, state_shapes
 from attrjax.parallel.start import together
 from attrjax.prefetch import beside
 from attrjax.runs import check_run, use_compile_cache, write_record
@@ -35,6 +36,7 @@ MAY_CHANGE = (
     "save_every",
     "cache_dir",
     "mesh",
+    "sharding",
     "profile",
     "keep_checkpoints",
 )
@@ -74,15 +76,15 @@ def compile_early(
     Returns:
         ``step_fn`` of ``fit``.
     """
-    mesh, optimizer, step_fn = _parts(config, loss_fn)
+    mesh, rules, optimizer, step_fn = _parts(config, loss_fn)
 
     def make() -> StepFn:
         state = jax.eval_shape(lambda: first_state(params, optimizer, ema=config["ema_decay"] > 0))
         step_fn.lower(
-            state_shapes(mesh, state),
+            state_shapes(mesh, state, rules),
             batch_shapes(mesh, batch_like()),
             jax.random.fold_in(root, STEPS),
-            state_shapes(mesh, frozen),
+            state_shapes(mesh, frozen, rules),
         ).compile()
         return step_fn
 
@@ -106,8 +108,9 @@ def fit(
 
     Args:
         config: ``steps``, ``optimizer`` (arguments of ``make_optimizer``), ``ema_decay``, ``mesh``
-            (arguments of ``make_mesh``), ``log_every``, ``save_every``, ``max_seconds`` (0 is no limit),
-            ``profile``. With ``ema_decay`` 0 there is no moving average.
+            (arguments of ``make_mesh``), ``sharding`` (rules of ``parallel.mesh``), ``log_every``,
+            ``save_every``, ``max_seconds`` (0 is no limit), ``profile``. With ``ema_decay`` 0 there is no
+            moving average.
         directory, root: of ``begin``.
         params: to begin with.
         loss_fn, batch_at, frozen, every: as in ``training.train``.
@@ -118,9 +121,9 @@ def fit(
         the moving average of the parameters at the end, or without one the parameters; None where the time
         was up before.
     """
-    mesh, optimizer, own = _parts(config, loss_fn)
+    mesh, rules, optimizer, own = _parts(config, loss_fn)
     result = train(
-        init_state(params, optimizer, mesh, ema=config["ema_decay"] > 0),
+        init_state(params, optimizer, mesh, ema=config["ema_decay"] > 0, rules=rules),
         step_fn() if step_fn else own,
         batch_at,
         root_key=jax.random.fold_in(root, STEPS),
@@ -128,6 +131,7 @@ def fit(
         workdir=directory,
         mesh=mesh,
         frozen=frozen,
+        rules=rules,
         log_every=config["log_every"],
         save_every=config["save_every"],
         max_seconds=config["max_seconds"] or None,
@@ -140,8 +144,22 @@ def fit(
     return on_host(result.state.averaged)
 
 
-def _parts(config: Mapping[str, Any], loss_fn: LossFn) -> tuple[Mesh, optax.GradientTransformation, StepFn]:
-    """The config's mesh and optimizer, and the step of a loss with them, which is not compiled yet."""
-    mesh = make_mesh(**config["mesh"])
+def layout_of(config: Mapping[str, Any]) -> tuple[Mesh, Rules]:
+    """The config's ``mesh``, and by which rules of its ``sharding`` a train state lies on it.
+
+    Raises:
+        ValueError: the devices do not fit, or the rules are none.
+    """
+    return make_mesh(**config["mesh"]), read_rules(config["sharding"], "sharding")
+
+
+def _parts(
+    config: Mapping[str, Any], loss_fn: LossFn
+) -> tuple[Mesh, Rules, optax.GradientTransformation, StepFn]:
+    """The config's mesh, what lies where on it, its optimizer, and the step of a loss with them, which is not
+    compiled yet.
+    """
+    mesh, rules = layout_of(config)
     optimizer = make_optimizer(steps=config["steps"], **config["optimizer"])
-    return mesh, optimizer, make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"])
+    step_fn = make_step(loss_fn, optimizer, mesh, ema_decay=config["ema_decay"], rules=rules)
+    return mesh, rules, optimizer, step_fn

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from attrjax.checkpoints.training import CHECKPOINTS, open_checkpoints, restore_newest, save_checkpoint
 from attrjax.compiling import cost_of, quick, told_of
 from attrjax.metrics_log import MetricsLog
-from attrjax.parallel.mesh import place_batch, place_state, shard_state, traced_for
+from attrjax.parallel.mesh import AUTO, Rules, place_batch, place_state, shard_state, traced_for
 from attrjax.parallel.start import told_anywhere
 from attrjax.prefetch import in_background
 from attrjax.profiling import profiled
@@ -116,15 +116,22 @@ def make_optimizer(
 
 
 def init_state(
-    params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool = False,
+    rules: Rules = AUTO,
 ) -> TrainState:
-    """The state before the first step, on the mesh. ``params`` stay usable: it shares no memory with them."""
+    """The state before the first step, on the mesh by ``rules``. ``params`` stay usable: it shares no memory
+    with them.
+    """
 
     def init(params: PyTree) -> TrainState:
         return first_state(params, optimizer, ema=ema)
 
-    params = place_state(mesh, params)
-    return jax.jit(init, out_shardings=shard_state(mesh, jax.eval_shape(init, params)))(params)
+    params = place_state(mesh, params, rules)
+    return jax.jit(init, out_shardings=shard_state(mesh, jax.eval_shape(init, params), rules))(params)
 
 
 def first_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
@@ -134,7 +141,12 @@ def first_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema:
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema_decay: float = 0.9999
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema_decay: float = 0.9999,
+    rules: Rules = AUTO,
 ) -> StepFn:
     """The train step, ``step(state, batch, root_key, frozen=None) -> (state, metrics)``, compiled.
 
@@ -149,6 +161,7 @@ def make_step(
         mesh: that state and batch lie on.
         ema_decay: of the moving average where the state has one, in [0, 1). At step n, counted from 0, it is
             min(ema_decay, (1 + n) / (10 + n)), so that the beginning is soon forgotten.
+        rules: of where the state lies (``parallel.mesh``).
 
     Returns:
         The step. Its metrics are ``loss``, ``grad_norm`` (before clipping) and what the loss function adds.
@@ -160,7 +173,7 @@ def make_step(
         with traced_for(mesh):
             state, metrics = update(loss_fn, optimizer, state, batch, root_key, frozen, ema_decay=ema_decay)
         # It stays where it lies, or the next step would be compiled again.
-        return jax.lax.with_sharding_constraint(state, shard_state(mesh, state)), metrics
+        return jax.lax.with_sharding_constraint(state, shard_state(mesh, state, rules)), metrics
 
     return jax.jit(step, donate_argnames="state", compiler_options=quick())
 
@@ -231,6 +244,7 @@ def train(
     mesh: Mesh,
     begun: int = 0,
     frozen: PyTree = None,
+    rules: Rules = AUTO,
     log_every: int = 50,
     save_every: int = 1000,
     keep: int = 2,
@@ -261,6 +275,7 @@ def train(
         mesh: that the step was made for.
         begun: the step that ``state`` is of, where it is not the beginning.
         frozen: what the loss uses and does not train, the same on every process.
+        rules: of where it lies.
         log_every: steps between lines of metrics; the first and the last step have one too.
         save_every: steps between checkpoints; the last step has one too.
         keep: how many checkpoints stay.
@@ -296,7 +311,7 @@ def train(
         if start:
             logging.info("going on from step %d of %d", start, steps)
         log = MetricsLog(workdir, start) if first else None
-        frozen = place_state(mesh, frozen)
+        frozen = place_state(mesh, frozen, rules)
         waiting: deque[tuple[int, Metrics]] = deque()  # steps of which the host has not seen the metrics
 
         def settle(left: int) -> None:

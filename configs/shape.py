@@ -141,6 +141,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stack = 8  # pictures of a list that one device learns at once
     # One picture's pairs are divided over all devices; of a list each device learns pictures of its own.
     config.mesh = ConfigDict({"concept": -1, "data": 1, "fsdp": 1})
+    config.sharding = ".* auto"  # what fsdp divides, an ordered list: REGEX auto; REGEX copy; REGEX DIMENSION
     config.log_every = 10
     config.save_every = 50
     config.keep_checkpoints = False  # behind the end, so that the run can be made longer

@@ -165,7 +165,7 @@ expected = jax.device_get(params.load_params(*given))
 read, copy = [], params._host_copy
 params._host_copy = lambda view, dtype: read.append(view.nbytes) or copy(view, dtype)
 mesh = make_mesh(data=1, fsdp=8)
-loaded = params.load_params(*given, sharding=lambda path, shape: shard_leaf(mesh, shape))
+loaded = params.load_params(*given, sharding=lambda path, shape: shard_leaf(mesh, path, shape))
 shards = loaded["conv_in"]["kernel"].addressable_shards
 assert [shard.data.shape for shard in shards] == [(3, 3, 64, 16)] * 4
 assert_trees_equal(on_host(loaded), expected)

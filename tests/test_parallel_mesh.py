@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from attrjax.arguments import read_rules
 from attrjax.models import attention
 from attrjax.models.attention import dot_product_attention
-from attrjax.parallel.mesh import make_mesh, own_rows, place_batch, shard_state
+from attrjax.parallel.mesh import AUTO, make_mesh, own_rows, place_batch, shard_state
 from attrjax.training import init_state, make_optimizer, make_step, train
 
 ROOT = Path(__file__).parent.parent
@@ -29,19 +31,18 @@ def loss_fn(params, batch, key):
     return ((jax.nn.tanh(x @ params["kernel"] + params["bias"]) - batch) ** 2).mean(), {}
 
 
-def start(mesh):
+def start(mesh, rules=AUTO):
     rng = np.random.default_rng(1)
     params = {"kernel": 0.1 * rng.normal(size=(192, 192)), "bias": np.zeros(192)}
     optimizer = make_optimizer(1e-3, STEPS, weight_decay=0.01)
-    state = init_state(jax.tree.map(np.float32, params), optimizer, mesh, ema=True)
-    return state, make_step(loss_fn, optimizer, mesh)
+    state = init_state(jax.tree.map(np.float32, params), optimizer, mesh, ema=True, rules=rules)
+    return state, make_step(loss_fn, optimizer, mesh, rules=rules)
 
 
-def run(mesh, workdir, steps=STEPS):
-    state, step = start(mesh)
-    return train(
-        state, step, batch_at, root_key=jax.random.key(0), steps=steps, workdir=workdir, mesh=mesh
-    ).state
+def run(mesh, workdir, steps=STEPS, rules=AUTO):
+    state, step = start(mesh, rules)
+    options = {"steps": steps, "workdir": workdir, "mesh": mesh, "rules": rules}
+    return train(state, step, batch_at, root_key=jax.random.key(0), **options).state
 
 
 def compare_meshes(workdir):
@@ -52,6 +53,12 @@ def compare_meshes(workdir):
     assert got.params["kernel"].sharding.spec == PartitionSpec(None, "fsdp")
     assert got.ema["kernel"].addressable_shards[0].data.shape == (192, 96)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=0)
+
+    # Divided along another dimension it learns the same, and stays divided so.
+    other = run(make_mesh(data=4, fsdp=2), f"{workdir}/other", rules=[("kernel", "0"), (".*", "copy")])
+    assert other.params["kernel"].sharding.spec == other.ema["kernel"].sharding.spec == PartitionSpec("fsdp")
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=0)
 
     # What was saved on one mesh is read on another, bit for bit.
@@ -141,6 +148,48 @@ def test_small_and_odd_leaves_are_copied():
     assert make_mesh(concept=-1, data=1, devices=jax.devices()[:1]).shape == mesh.shape
     specs = jax.tree.map(lambda s: s.spec, shard_state(mesh, {"a": np.zeros((300, 300)), "b": np.zeros(3)}))
     assert specs == {"a": PartitionSpec(), "b": PartitionSpec()}
+
+
+def eight():
+    """A mesh that a state can be laid out on, though not put."""
+    return SimpleNamespace(shape={"concept": 1, "data": 4, "fsdp": 2})
+
+
+def specs(tree, rules):
+    with mock.patch("attrjax.parallel.mesh.NamedSharding", lambda _, spec: spec):
+        return shard_state(eight(), tree, read_rules(rules, "sharding"))
+
+
+def test_the_first_rule_that_matches_decides_what_is_divided_of_a_parameter_and_of_its_moments():
+    params = {"conv_in": {"kernel": np.zeros((300, 200))}, "out": {"kernel": np.zeros((300, 200))}}
+    state = {"params": params, "opt_state": [{"mu": params}], "small": np.zeros((4, 4))}
+    got = specs(state, "conv_in/kernel 1; out/.* copy; small 0; .* auto")
+    for laid in (got["params"], got["opt_state"][0]["mu"]):
+        assert laid["conv_in"]["kernel"] == PartitionSpec(None, "fsdp")
+        assert laid["out"]["kernel"] == PartitionSpec()
+    assert got["small"] == PartitionSpec("fsdp")
+    # A name is matched from its beginning on, and the order decides.
+    assert specs({"my_out": {"kernel": np.zeros((300, 200))}}, "out/.* copy; .* 1")["my_out"] == {
+        "kernel": PartitionSpec(None, "fsdp")
+    }
+    assert specs(state, ".* auto; out/.* copy")["params"]["out"]["kernel"] == PartitionSpec("fsdp")
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("out/.* copy", "no rule of config.sharding matches conv_in: end the list with '.* auto'"),
+        (".* fsdp", "the rule 'fsdp' for conv_in in config.sharding must be auto, copy or a dimension"),
+        (".* 1", r"dimension 1 of conv_in \(300, 3\) cannot be divided over fsdp=2"),
+        (".* 2", "dimension 2 of conv_in"),
+        (".*", "must be REGEX RULE, two words"),
+        ("( copy", "in the sharding is no regex"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_one_clear_line(rules, message):
+    with pytest.raises(ValueError, match=message) as error:
+        specs({"conv_in": np.zeros((300, 3))}, rules)
+    assert "\n" not in str(error.value)
 
 
 def test_processes_contribute_all_rows_of_a_batch_once(monkeypatch):

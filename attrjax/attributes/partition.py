@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
-from attrjax.arguments import did_you_mean
+from attrjax.arguments import did_you_mean, read_rules
 from attrjax.models.adapters import init_lora, init_offsets, kernel_shapes, parameter_count
 
 Rules = Sequence[tuple[str, str]]
@@ -64,14 +64,10 @@ def rules_of(part: str, rule: str = "train") -> list[tuple[str, str]]:
         rule: of a part.
 
     Raises:
-        ValueError: there is no such part, or a written rule is not two words.
+        ValueError: there is no such part, or a written rule is not two words or has no regex.
     """
     if " " in part.strip():
-        written = [pair.split() for pair in part.split(";")]
-        for pair in written:
-            if len(pair) != 2:
-                raise ValueError(f"{' '.join(pair)!r} in the partition must be REGEX RULE, two words")
-        return [(pattern, rule) for pattern, rule in written]
+        return read_rules(part, "partition")
     if part not in PARTS:
         raise ValueError(
             f"partition {part!r} is unknown{did_you_mean(part, PARTS)}; there are {', '.join(PARTS)}, and "

@@ -26,10 +26,10 @@ from attrjax.checkpoints.pipeline import (
 from attrjax.data.pictures import png_bytes
 from attrjax.diffusion.losses import denoising_losses
 from attrjax.diffusion.schedule import sampler_for, schedule_from_config
-from attrjax.fit import begin, fit
+from attrjax.fit import begin, fit, layout_of
 from attrjax.generate import Settings, generate
 from attrjax.models.vae import scale_latents
-from attrjax.parallel.mesh import make_mesh, on_host, shard_leaf
+from attrjax.parallel.mesh import Rules, on_host, shard_leaf, shard_state
 from attrjax.parallel.start import together
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_whole
@@ -116,8 +116,8 @@ def unet(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
         snr_gamma=config["snr_gamma"] or None,
         timestep_power=config["timestep_power"],
     )
-    mesh = make_mesh(**config["mesh"])
-    params = _initial(module, network, jax.random.fold_in(root, INIT), config["init_from"], mesh)
+    key, layout = jax.random.fold_in(root, INIT), layout_of(config)
+    params = _initial(module, network, key, config["init_from"], *layout)
     every = (config["save_every"], show)
     trained = fit(config, directory, root, params, loss_fn, batch_at, frozen=text.params, every=every)
     if trained is None:
@@ -164,15 +164,19 @@ def loss_of(
     return loss_fn
 
 
-def _initial(module: Any, network: Mapping[str, Any], key: Key[Array, ""], init_from: str, mesh: Mesh) -> Any:
-    """Weights to begin with: drawn, or those of a trained UNet of the same shape, where they lie on a mesh.
+def _initial(
+    module: Any, network: Mapping[str, Any], key: Key[Array, ""], init_from: str, mesh: Mesh, rules: Rules
+) -> Any:
+    """Weights to begin with, where they lie on a mesh: drawn, or those of a trained UNet of the same shape.
 
     Raises:
         ValueError: that UNet has another config.
     """
     if init_from:
         # Each device is given what it will hold of a leaf, and no host reads more than its devices need.
-        before = load_component(init_from, "unet", shardings=lambda _, shape: shard_leaf(mesh, shape))
+        before = load_component(
+            init_from, "unet", shardings=lambda path, shape: shard_leaf(mesh, path, shape, rules)
+        )
         differs = [k for k, v in network.items() if before.config.get(k) != v]
         if differs:
             raise ValueError(f"the UNet in {init_from} differs in {', '.join(sorted(differs))}")
@@ -180,7 +184,12 @@ def _initial(module: Any, network: Mapping[str, Any], key: Key[Array, ""], init_
     side = network["sample_size"]
     blank = jnp.zeros((1, side, side, network["in_channels"]))
     context = jnp.zeros((1, 1, network["cross_attention_dim"]))
-    params = jax.jit(module.init)(key, blank, 0.0, context)["params"]
+
+    def init(key: Key[Array, ""]) -> Any:
+        return module.init(key, blank, 0.0, context)["params"]
+
+    # No device is ever given more than its part.
+    params = jax.jit(init, out_shardings=shard_state(mesh, jax.eval_shape(init, key), rules))(key)
     # The first prediction is zero: the loss begins at the variance of its target.
     params["conv_out"] = jax.tree.map(jnp.zeros_like, params["conv_out"])
     return params

@@ -14,8 +14,8 @@ from attrjax.attrworld.render import Scene
 from attrjax.attrworld.scenes import draw_scenes, generator_of
 from attrjax.checkpoints.pipeline import Component, build_network, load_component, save_component
 from attrjax.data.pictures import png_bytes, to_uint8
-from attrjax.fit import begin, fit
-from attrjax.parallel.mesh import make_mesh, on_host, shard_leaf
+from attrjax.fit import begin, fit, layout_of
+from attrjax.parallel.mesh import on_host, shard_leaf
 from attrjax.parallel.start import together
 from attrjax.report.grid import labelled_grid
 from attrjax.runs import plain, write_record, write_whole
@@ -74,10 +74,10 @@ def vae(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> Non
             write_whole(directory / "pictures" / f"step-{step:06d}.png", png_bytes(grid))
 
     if config["init_from"]:
-        mesh = make_mesh(**config["mesh"])
+        mesh, rules = layout_of(config)
         # Each device is given what it will hold of a leaf, and no host reads more than its devices need.
         params = load_component(
-            config["init_from"], "vae", shardings=lambda _, shape: shard_leaf(mesh, shape)
+            config["init_from"], "vae", shardings=lambda path, shape: shard_leaf(mesh, path, shape, rules)
         ).params
     else:
         side = 2 ** (len(module.block_out_channels) - 1)

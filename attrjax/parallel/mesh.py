@@ -3,9 +3,16 @@
 Axis ``data`` divides batches and copies the state; axis ``fsdp`` divides both. The compiler derives the
 rest from where the arguments lie, so the same train step runs on one device and on a pod. Axis ``concept``
 divides what is learned side by side (``attributes.stack``); to a task that learns one thing it is ``data``.
+
+What ``fsdp`` divides is said by an ordered list of (regex, rule), as what is tuned is
+(``attributes.partition``). The first regex that matches the end of a leaf's "/"-path, from the beginning of a
+name on, decides: so the moments and the average of a parameter lie where it lies. A rule is ``auto``
+(``shard_leaf``), ``copy``, or the number of the dimension that is divided.
 """
 
+import functools
 import math
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,10 +21,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr
 
 AXES = ("concept", "data", "fsdp")
 # Leaves up to this size are copied to every device: dividing them saves no memory worth a message.
 LARGEST_COPIED = 2**14
+Rules = Sequence[tuple[str, str]]
+AUTO: Rules = ((".*", "auto"),)
 
 
 def make_mesh(
@@ -64,27 +74,58 @@ def local_mesh(mesh: Mesh) -> Mesh:
     return Mesh(np.reshape(own, (1, -1, 1)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shard_leaf(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+def shard_leaf(mesh: Mesh, path: str, shape: Sequence[int], rules: Rules = AUTO) -> NamedSharding:
     """Where a leaf of a train state, or of frozen weights, lies.
 
-    One of more than ``LARGEST_COPIED`` elements is divided over ``fsdp`` along its largest dimension that
-    this axis divides, the last one where several are equal; the others are copied to every device.
+    By ``auto`` one of more than ``LARGEST_COPIED`` elements is divided over ``fsdp`` along its largest
+    dimension that this axis divides, the last one where several are equal; the others are copied to every
+    device.
 
     Args:
         mesh: of ``make_mesh``.
+        path: of the leaf.
         shape: of the leaf.
+        rules: ordered (regex, rule) pairs.
+
+    Raises:
+        ValueError: no rule matches, the one that does is none, or its dimension is not there or cannot be
+            divided evenly.
     """
-    parts = mesh.shape["fsdp"]
-    fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
-    if parts == 1 or math.prod(shape) <= LARGEST_COPIED or not fitting:
+    parts, rule = mesh.shape["fsdp"], _rule_of(path, tuple(map(tuple, rules)))
+    if rule == "auto":
+        fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
+        if parts == 1 or math.prod(shape) <= LARGEST_COPIED or not fitting:
+            return NamedSharding(mesh, PartitionSpec())
+        axis = max(fitting, key=lambda axis: (shape[axis], axis))
+    elif rule == "copy":
         return NamedSharding(mesh, PartitionSpec())
-    axis = max(fitting, key=lambda axis: (shape[axis], axis))
+    elif rule.isdecimal():
+        axis = int(rule)
+        if axis >= len(shape) or shape[axis] % parts:
+            raise ValueError(
+                f"dimension {axis} of {path} {tuple(shape)} cannot be divided over fsdp={parts} devices: "
+                "take auto, copy or another dimension in config.sharding"
+            )
+    else:
+        raise ValueError(f"the rule {rule!r} for {path} in config.sharding must be auto, copy or a dimension")
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
 
-def shard_state(mesh: Mesh, tree: Any) -> Any:
+@functools.cache
+def _rule_of(path: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, rule in rules:
+        if re.fullmatch(f"(?:.*/)?(?:{pattern})", path):
+            return rule
+    raise ValueError(f"no rule of config.sharding matches {path}: end the list with '.* auto'")
+
+
+def shard_state(mesh: Mesh, tree: Any, rules: Rules = AUTO) -> Any:
     """``shard_leaf`` of each leaf of a tree of arrays, or of anything else that has a ``shape``."""
-    return jax.tree.map(lambda leaf: shard_leaf(mesh, np.shape(leaf)), tree)
+
+    def where(path: Any, leaf: Any) -> NamedSharding:
+        return shard_leaf(mesh, keystr(path, simple=True, separator="/"), np.shape(leaf), rules)
+
+    return jax.tree_util.tree_map_with_path(where, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -99,18 +140,18 @@ def traced_for(mesh: Mesh) -> AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def place_state(mesh: Mesh, tree: Any) -> Any:
+def place_state(mesh: Mesh, tree: Any, rules: Rules = AUTO) -> Any:
     """Put a train state, or frozen weights, where ``shard_state`` says. Every process has all of it."""
-    return jax.device_put(tree, shard_state(mesh, tree))
+    return jax.device_put(tree, shard_state(mesh, tree, rules))
 
 
-def state_shapes(mesh: Mesh, tree: Any) -> Any:
+def state_shapes(mesh: Mesh, tree: Any, rules: Rules = AUTO) -> Any:
     """What ``place_state`` gives, without its values; of arrays or anything else with shape and type."""
 
-    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard_leaf(mesh, leaf.shape))
+    def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(shape, tree)
+    return jax.tree.map(shape, tree, shard_state(mesh, tree, rules))
 
 
 def batch_shapes(mesh: Mesh, batch: Any) -> Any:

@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer = ConfigDict({"learning_rate": 1e-3, "warmup": 50, "weight_decay": 0.01, "b2": 0.98})
     config.ema_decay = 0.98
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.sharding = ".* auto"  # what fsdp divides, an ordered list: REGEX auto; REGEX copy; REGEX DIMENSION
 
     config.log_every = 25
     config.save_every = 250

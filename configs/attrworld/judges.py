@@ -51,6 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.appearance.kept = 12  # and the directions of it that are kept
     config.ema_decay = 0.99
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.sharding = ".* auto"  # what fsdp divides, an ordered list: REGEX auto; REGEX copy; REGEX DIMENSION
 
     config.log_every = 25
     config.save_every = 200

@@ -72,6 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer = ConfigDict({"learning_rate": 7e-4, "warmup": 150, "weight_decay": 0.01, "b2": 0.99})
     config.ema_decay = 0.998
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.sharding = ".* auto"  # what fsdp divides, an ordered list: REGEX auto; REGEX copy; REGEX DIMENSION
 
     config.log_every = 50
     config.save_every = 800
