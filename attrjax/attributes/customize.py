@@ -46,6 +46,7 @@ from attrjax.attributes.probing import (
 from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
 from attrjax.fit import MAY_CHANGE, begin, compile_early, fit
 from attrjax.parallel.mesh import own_rows
+from attrjax.parallel.start import together
 from attrjax.runs import RECORD, check_run, timed, use_compile_cache
 from attrjax.training import LossFn, StepFn, TrainState
 
@@ -98,6 +99,7 @@ def customize(config: Mapping[str, Any], workdir: str, *, resume: bool = False) 
         finish(run, started)
         if not config["keep_checkpoints"]:
             drop_checkpoints(directory / CHECKPOINTS)
+    together("finished")  # at their end processes wait for each other for minutes alone
 
 
 def _ended_as(config: Mapping[str, Any], directory: Path) -> dict[str, Any] | None:

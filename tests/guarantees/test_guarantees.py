@@ -142,10 +142,10 @@ def learned(workdir):
     return (workdir / "attribute.safetensors").read_bytes()
 
 
-def last_state(workdir, like=None):
+def last_state(workdir, like=None, step=STEPS):
     """What the checkpoint of a run's last step holds; placed as another such state is, if one is given."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir / "checkpoints" / str(STEPS) / "default", like)
+        return checkpointer.restore(workdir / "checkpoints" / str(step) / "default", like)
 
 
 def same(one, other):
