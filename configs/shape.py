@@ -138,7 +138,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Activations are made again in the backward pass and not kept: less memory, and a slower step.
     config.remat = False
     config.ema_decay = 0.0  # of a moving average of what is learned; 0 for none
-    config.stack = 8  # pictures of a list that one device learns at once
+    config.stack = 0  # pictures of a list that one device learns at once; 0 for 1 on a CPU and 8 elsewhere
     # One picture's pairs are divided over all devices; of a list each device learns pictures of its own.
     config.mesh = ConfigDict({"concept": -1, "data": 1, "fsdp": 1})
     config.sharding = ".* auto"  # what fsdp divides, an ordered list: REGEX auto; REGEX copy; REGEX DIMENSION

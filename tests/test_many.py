@@ -17,6 +17,7 @@ from attrjax.arguments import exchanged
 from attrjax.attributes import many
 from attrjax.attributes.concepts import read_list
 from attrjax.attributes.customize import customize
+from attrjax.attributes.many import stack_of
 from attrjax.attributes.measure import Probe
 from attrjax.attributes.probing import ended, read_probes
 from attrjax.checkpoints.attribute import load_attribute
@@ -32,8 +33,8 @@ LINES = [
 
 
 def recipe(base, reference, **changes):
-    """Low-rank factors, of which the second step alone is measured."""
-    config = small(shape.get_config(), base, reference, **changes)
+    """Low-rank factors, of which the second step alone is measured; side by side, as on an accelerator."""
+    config = small(shape.get_config(), base, reference, **{"stack": 8} | changes)
     config.update({"rule": "lora:2", "partition": "encoder_attention"})
     config.update({"pairs": "whole", "filter": "mlp"})  # which are compiled soonest
     config.probe.every = 2
@@ -263,7 +264,7 @@ def test_a_line_that_cannot_be_learned_is_named_before_anything_is(
     [
         ({"references": "nowhere.jsonl"}, "there is no list of references nowhere.jsonl"),
         ({"reference": "one.png"}, "give one of the two"),
-        ({"stack": 0}, "--config.stack"),
+        ({"stack": -1}, "--config.stack"),
         ({"patience": -1}, "patience=-1"),
         ({"guidance_interval": (500, 200)}, r"guidance_interval=\(500, 200\)"),
     ],
@@ -317,3 +318,12 @@ def test_devices_that_learn_references_of_their_own_tell_each_other_nothing(smal
     assert "num_partitions=4" in done.stdout and "convolution" in done.stdout
     found = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     assert not re.findall(found, done.stdout)
+
+
+def test_a_device_learns_as_many_at_once_as_it_is_told_or_as_suits_it(monkeypatch):
+    config = shape.get_config()
+    assert stack_of(config) == 1  # a CPU is filled by one
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert stack_of(config) == 8
+    config.stack = 3
+    assert stack_of(config) == 3

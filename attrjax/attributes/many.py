@@ -1,6 +1,6 @@
 """A list of references, learned at once: what ``customize`` does with ``config.references``.
 
-The list is dealt out to the devices in turns of ``config.stack`` pictures each, all of one attribute: the two
+The list is dealt out to the devices in turns of ``stack_of`` pictures each, all of one attribute: the two
 have filters, pairs and timesteps of their own, so each has its own step. The concepts of a turn are learned
 side by side (``stack``, ``phases``), and each leaves what a run of its own would.
 """
@@ -86,12 +86,12 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
     """
     started = time.monotonic()
     mesh = make_mesh(**config["mesh"])
-    if mesh.shape["data"] * mesh.shape["fsdp"] > 1 or config["stack"] < 1:
+    if mesh.shape["data"] * mesh.shape["fsdp"] > 1 or config["stack"] < 0:
         raise ValueError(
             "of a list each device learns pictures of its own: --config.mesh.concept=-1 --config.mesh.data=1 "
-            "--config.mesh.fsdp=1, and --config.stack, how many at once, from 1 on"
+            "--config.mesh.fsdp=1, and --config.stack, how many at once, from 1 on, or 0 to choose it"
         )
-    concepts = read_list(config)
+    at_once, concepts = stack_of(config), read_list(config)
     base = load_base(config)
     check_references(concepts, base)
     # Like with like, so that the rows of a stack end together.
@@ -100,6 +100,7 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
         **plain(config),
         "concepts": f"{len(concepts)} references with the digest {digest_of(concepts)}",
         "devices": mesh.size,
+        "stack": at_once,
     }
     check_run(workdir, told, resume=resume, may_change=MAY_CHANGE)
     directory, _ = begin(told, workdir, resume=True)
@@ -109,11 +110,11 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
 
     def open_for(attribute: str) -> Workshop:
         count = sum(concept.config["attribute"] == attribute for concept in concepts)
-        most = min(config["stack"], -(-count // mesh.size))
+        most = min(at_once, -(-count // mesh.size))
         return open_shop(recipe_for(config, attribute), base, mesh, most)
 
     shop_of = once(open_for, lambda attribute: attribute)
-    for number, turn in enumerate(turns_of(concepts, config["stack"] * mesh.size)):
+    for number, turn in enumerate(turns_of(concepts, at_once * mesh.size)):
         if not made.issuperset(concept.name for concept in turn):
             attribute = turn[0].config["attribute"]
             logging.info("learning the %s of %s", attribute, ", ".join(concept.name for concept in turn))
@@ -131,6 +132,13 @@ def customize_list(config: Mapping[str, Any], workdir: str, *, resume: bool = Fa
         results = write_list_report(directory, told, places, seconds)
         write_record(directory, told, {"results": results})
         logging.info("wrote %d attributes and %s", len(places), directory / "index.html")
+
+
+def stack_of(config: Mapping[str, Any]) -> int:
+    """How many pictures a device learns at once: ``config.stack``, or where that is 0 one on a CPU, which one
+    fills (docs/performance.md), and 8 on an accelerator.
+    """
+    return config["stack"] or (1 if jax.default_backend() == "cpu" else 8)
 
 
 def turns_of(concepts: Sequence[Concept], at_once: int) -> list[list[Concept]]:

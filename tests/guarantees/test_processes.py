@@ -5,7 +5,6 @@ Sums cross processes, and are made in another order: what is compared is equal u
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -37,12 +36,12 @@ def cache(tmp_path_factory):
 
 
 def close(one, other, relative):
-    """Two trees, leaf by leaf: how far they are apart, in parts of how large the leaf is."""
-    one, other = (flatten_dict(tree, sep="/") for tree in (one, other))
+    """How far two trees of arrays by their paths are apart, in parts of how large they are."""
     assert one.keys() == other.keys()
-    for name, leaf in one.items():
-        apart = np.linalg.norm(np.float32(leaf) - np.float32(other[name]))
-        assert apart <= relative * np.linalg.norm(np.float32(leaf)), name
+    flat = [
+        np.concatenate([np.ravel(tree[name]).astype(np.float32) for name in one]) for tree in (one, other)
+    ]
+    assert np.linalg.norm(flat[0] - flat[1]) <= relative * np.linalg.norm(flat[0])
 
 
 def test_processes_learn_of_one_picture_what_one_does(cache, smallest_base, tmp_path):
@@ -76,12 +75,18 @@ def test_processes_learn_of_a_list_what_one_does(cache, smallest_base, tmp_path)
 
 def test_processes_train_a_base_as_one_does(cache, tmp_path):
     changes = {"network.block_out_channels": "(8,8,8)", "size": 32, "batch_size": 4, "steps": 6}
-    changes |= {"optimizer.warmup": 1, "save_every": 3}
+    changes |= {"optimizer.warmup": 1, "save_every": 3, "log_every": 1}
     one, *others = runs(tmp_path, cache, changes, config="attrworld/vae")
-    trained = [jax.device_get(load_component(place / "vae", "vae").params) for place in (one, *others)]
-    for other, params in zip(others, trained[1:], strict=True):
-        close(trained[0], params, 1e-4)
+    expected = kernels(one)
+    for other in others:
+        close(expected, kernels(other), 2e-5)
         np.testing.assert_allclose(logged(one, "loss"), logged(other, "loss"), rtol=1e-5)
+
+
+def kernels(directory):
+    """Of a trained VAE. Biases before a norm have a gradient of 0 but for rounding, which Adam enlarges."""
+    flat = flatten_dict(load_component(directory / "vae", "vae").params, sep="/")
+    return {name: np.asarray(leaf) for name, leaf in flat.items() if name.endswith("kernel")}
 
 
 def runs(directory, cache, changes, **more):
