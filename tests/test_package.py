@@ -41,6 +41,11 @@ def test_nothing_imports_torch_at_run_time():
 def test_a_start_does_not_wait_for_torch_where_it_is_installed(tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('torch was imported')")
+    # It has a version, too: transformers imports what has none to ask for it.
+    installed = tmp_path / "torch-2.9.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.9.0\n")
+    (installed / "RECORD").write_text("torch/__init__.py,,\n")
     program = (
         "import attrjax.attributes.customize, attrjax.attributes.export, attrjax.sample\n"
         "from attrjax.attrworld import bundled, train_unet\n"
