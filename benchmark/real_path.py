@@ -125,10 +125,11 @@ def main() -> None:
         ),
         "resumed to its end": run(learn, given.dir / "resume.log"),
     }
-    # At all timesteps, as an exported file acts.
+    # At all timesteps and with all of guidance's contrast, as an exported file acts.
     options = {
-        "base": base, "attributes": f'("{learned}",)', "attribute_timesteps": "((0,1000),)", "seeds": "(0,)",
-        "prompts": f'("{PROMPT}",)', "height": size, "width": size, **SAMPLING,
+        "base": base, "attributes": f'("{learned}",)', "attribute_timesteps": "((0,1000),)",
+        "guidance_rescale": 0.0, "seeds": "(0,)", "prompts": f'("{PROMPT}",)', "height": size, "width": size,
+        **SAMPLING,
     }  # fmt: skip
     noise = np.random.default_rng(0).standard_normal((1, size // 8, size // 8, 4), np.float32)
     np.save(given.dir / "noise.npy", noise)
