@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from tqdm import tqdm
 
+from attrjax.attributes.base import why_not_learned
 from attrjax.attrworld.bundled import base_or_bundled
 from attrjax.attrworld.captions import prompt
 from attrjax.attrworld.contact_sheet import material_label, shape_label
@@ -57,7 +58,8 @@ def demo(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> No
     base = find_base(base_or_bundled(config["base"]))
     shapes, materials = config["shapes"], config["materials"]
     jobs = [Job(prompt(shape, material), config["seed"]) for shape in shapes for material in materials]
-    unlearned = why_not_learned(config, base)
+    reasons = (why_not_learned(base, run["image_encoder"]) for run in config["learn"].values())
+    unlearned = next(filter(None, reasons), "")
     check_run(workdir, config, resume=resume, may_change=MAY_CHANGE)
     if unlearned:
         logging.info("pictures of the base are made, and nothing is learned: %s", unlearned)
@@ -212,22 +214,6 @@ def demo_page(
             ),
         ],
         footer="Made with attrjax. This file holds all that it shows, and fetches nothing.",
-    )
-
-
-def why_not_learned(config: Mapping[str, Any], base: Path) -> str:
-    """Why what is to be learned cannot be learned of a base, which only its lists of parts are read for;
-    empty where it can.
-    """
-    held = components_of(base)
-    if config["learn"] and "text_encoder_2" in held:
-        return "the base has two text encoders, and attributes are learned of bases with one"
-    if "image_encoder" in held or all(run["image_encoder"] for run in config["learn"].values()):
-        return ""
-    flags = " and ".join(f"--config.learn.{name}.image_encoder" for name in config["learn"])
-    return (
-        f"the base has no image_encoder, which references are seen with; {flags} can name one, such as "
-        "openai/clip-vit-large-patch14"
     )
 
 

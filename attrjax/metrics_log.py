@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,15 @@ from attrjax.runs import write_whole
 @contextmanager
 def _absent(name: str) -> Iterator[None]:
     """Imports of a module fail as if it were not installed, unless it was imported before."""
-    if name in sys.modules:
+    modules: dict[str, Any] = sys.modules
+    if name in modules:
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment]
+    modules[name] = None  # as Python says that a module is not to be had
     try:
         yield
     finally:
-        del sys.modules[name]
+        del modules[name]
 
 
 # It imports torch where that is installed, for the sake of torch's tensors: half of a run's imports in time.

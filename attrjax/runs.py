@@ -18,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from attrjax import __version__
+from attrjax.checkpoints.files import whole_file
 
 RECORD = "run.json"
 SLUG_LENGTH = 60
@@ -70,9 +71,8 @@ def write_record(workdir: Path, config: Mapping[str, Any], results: Mapping[str,
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that, whenever the program is stopped, it is there in full or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
 
 def plain(value: Any) -> Any:

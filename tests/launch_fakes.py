@@ -7,6 +7,7 @@ these. Every call is one JSON line of ``calls``.
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -119,3 +120,10 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]

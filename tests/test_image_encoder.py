@@ -54,7 +54,7 @@ def test_a_base_with_two_text_encoders_is_refused_before_it_is_read(reference, t
 def test_filters_of_a_base_are_not_given_what_another_encoder_sees(small_base, reference, tmp_path):
     changes = {"image_encoder": str(small_base), "filter_weights": "shape.safetensors"}
     with pytest.raises(
-        ValueError, match="filter_weights=shape.safetensors reads the base's own image encoder"
+        ValueError, match="filter_weights=shape.safetensors reads what the base's own image encoder sees"
     ):
         customize(small(shape.get_config(), small_base, reference, **changes), str(tmp_path / "run"))
 

@@ -43,16 +43,8 @@ def load_base(config: Mapping[str, Any]) -> Base:
     variant = config["variant"] or None
     path = find_base(base_or_bundled(config["base"]), variant)
     held, seen_by = components_of(path), config["image_encoder"]
-    if "text_encoder_2" in held:
-        raise ValueError(
-            f"{path} has two text encoders: attributes are learned of Stable Diffusion 1.x and 2.x, "
-            "which have one"
-        )
-    if "image_encoder" not in held and not seen_by:
-        raise ValueError(
-            f"{path} has no image_encoder, which the reference is seen with: name a CLIP vision tower, such "
-            "as --config.image_encoder=openai/clip-vit-large-patch14 of the Hub, or a directory"
-        )
+    if reason := why_not_learned(path, seen_by):
+        raise ValueError(reason)
     dtype = getattr(jnp, config["dtype"])
     digest = beside(lambda: weights_digest(path, variant))  # of gigabytes, while they are read
     chosen = [name for name in held if name != "image_encoder"] if seen_by else held
@@ -65,6 +57,31 @@ def load_base(config: Mapping[str, Any]) -> Base:
     # It is called with its parameters as arguments, which shall not be copied to the device in each call.
     encoder = encoder._replace(params=jax.device_put(encoder.params))
     return Base(path, pipeline._replace(image_encoder=encoder), digest.result(), load_judges())
+
+
+def why_not_learned(path: Path, image_encoder: str) -> str:
+    """Why attributes cannot be learned of a base, of which only the list of its parts is read; empty where
+    they can.
+
+    Args:
+        path: of the base.
+        image_encoder: that is to see references; "" for the base's own.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``components_of``.
+    """
+    held = components_of(path)
+    if "text_encoder_2" in held:
+        return (
+            f"{path} has two text encoders: attributes are learned of Stable Diffusion 1.x and 2.x, which "
+            "have one"
+        )
+    if "image_encoder" not in held and not image_encoder:
+        return (
+            f"{path} has no image_encoder, which references are seen with: name a CLIP vision tower as "
+            "image_encoder in the config, such as openai/clip-vit-large-patch14 of the Hub, or a directory"
+        )
+    return ""
 
 
 def side_of(config: Mapping[str, Any], pipeline: Pipeline) -> int:

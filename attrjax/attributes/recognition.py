@@ -33,7 +33,8 @@ def find_filters(config: Mapping[str, Any], base: Path) -> tuple[SavedFilter | N
         return None, None
     if config["image_encoder"]:
         raise ValueError(
-            f"filter_weights={choice} reads the base's own image encoder: give it, or an image_encoder"
+            f"filter_weights={choice} reads what the base's own image encoder sees: leave out "
+            "--config.image_encoder, or learn a filter anew with --config.filter_weights=none"
         )
     own, other = (base / DIRECTORY / f"{name}.safetensors" for name in (attribute, OTHER[attribute]))
     path = own if choice == BASE else Path(choice)

@@ -99,7 +99,6 @@ def stored_at(
         size: of pictures, in pixels.
     """
     rows = rows_here(batch_size)
-    first = jax.process_index() * rows
 
     def draw(generator: np.random.Generator) -> Mapping[str, Any]:
         for _ in range(TRIES):
@@ -110,7 +109,7 @@ def stored_at(
 
     def batch_at(step: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-        drawn = [draw(generator_of(jax.random.fold_in(key, row))) for row in range(first, first + rows)]
+        drawn = [draw(generator_of(jax.random.fold_in(key, row))) for row in rows]
         asked = [_text(row, "asked") for row in drawn]
         for caption in asked:
             if HERE not in caption:

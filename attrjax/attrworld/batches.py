@@ -45,7 +45,7 @@ def scenes_at(root: Key[Array, ""], batch_size: int) -> Callable[[int], Scene]:
         root: the run's root key.
         batch_size: rows of all processes together.
     """
-    rows_here(batch_size)
+    check_rows(batch_size)
     return lambda step: own_rows(draw_scenes(generator_at(root, step), batch_size).scene)
 
 
@@ -57,7 +57,7 @@ def told_at(root: Key[Array, ""], batch_size: int, tokenizer: Any) -> Callable[[
         batch_size: captions of all processes together.
         tokenizer: transformers'.
     """
-    rows_here(batch_size)
+    check_rows(batch_size)
 
     def batch_at(step: int) -> dict[str, Any]:
         generator = generator_at(root, step)
@@ -80,7 +80,7 @@ def captioned_at(
         columns: materials.
         tokenizer: transformers'.
     """
-    rows_here(rows)
+    check_rows(rows)
 
     def batch_at(step: int) -> dict[str, Any]:
         generator = generator_at(root, step)
@@ -105,16 +105,26 @@ def slices(tree: Any, count: int) -> Iterator[Any]:
         yield jax.tree.map(operator.itemgetter(slice(first, first + count)), tree)
 
 
-def rows_here(batch_size: int) -> int:
-    """Rows of a batch that one process contributes.
+def check_rows(batch_size: int) -> None:
+    """Whether the processes can share a batch.
 
     Raises:
-        ValueError: the processes cannot share the batch evenly.
+        ValueError: they cannot do so evenly.
     """
     count = jax.process_count()
     if batch_size < 1 or batch_size % count:
         raise ValueError(f"batch_size={batch_size} must be a positive multiple of {count}, the processes")
-    return batch_size // count
+
+
+def rows_here(batch_size: int) -> range:
+    """The rows of a batch that this process contributes.
+
+    Raises:
+        ValueError: as ``check_rows``.
+    """
+    check_rows(batch_size)
+    count = batch_size // jax.process_count()
+    return range(count * jax.process_index(), count * (jax.process_index() + 1))
 
 
 def rendered(scenes: Scene, size: int) -> Rendered:

@@ -67,7 +67,7 @@ def pooled_at(
     parts = math.gcd(PARTS, batch_size, chunk)
     size = chunk // parts
     part_of = np.arange(batch_size) * parts // batch_size
-    own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+    own = slice(rows.start, rows.stop)
     held: dict[int, Chunk] = {}
 
     def make(number: int) -> Chunk:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from attrjax.attrworld import shapes, words
-from attrjax.attrworld.batches import generator_at, rows_here
+from attrjax.attrworld.batches import check_rows, generator_at
 from attrjax.attrworld.captions import Facts, caption
 from attrjax.attrworld.render import Scene
 from attrjax.attrworld.scenes import draw_scenes, unseen
@@ -106,7 +106,7 @@ def sharing_at(
         tokenizer: the base's, with the placeholder.
         length: T.
     """
-    rows_here(batch_size)
+    check_rows(batch_size)
 
     def batch_at(step: int) -> dict[str, Any]:
         drawn = draw_sharing(generator_at(root, step), batch_size, attribute, placeholder)

@@ -13,7 +13,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from attrjax.attrworld import looks, shapes
-from attrjax.attrworld.batches import DATA, INIT, NOISE, rendered, rows_here
+from attrjax.attrworld.batches import DATA, INIT, NOISE, check_rows, rendered
 from attrjax.attrworld.judges import (
     SIZE,
     Segmenter,
@@ -113,7 +113,7 @@ def chunks_of(
         attribute. The mask is then the segmenter's; the shape judge's chunks have no picture.
     """
     rows, columns = settings["rows"], settings["columns"]
-    rows_here(rows)
+    check_rows(rows)
 
     @jax.jit
     def look(scenes: Scene) -> tuple[Array, Array]:

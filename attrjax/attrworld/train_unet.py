@@ -186,10 +186,9 @@ def _initial(
     context = jnp.zeros((1, 1, network["cross_attention_dim"]))
 
     def init(key: Key[Array, ""]) -> Any:
-        return module.init(key, blank, 0.0, context)["params"]
+        params = module.init(key, blank, 0.0, context)["params"]
+        # The first prediction is zero: the loss begins at the variance of its target.
+        return params | {"conv_out": jax.tree.map(jnp.zeros_like, params["conv_out"])}
 
     # No device is ever given more than its part.
-    params = jax.jit(init, out_shardings=shard_state(mesh, jax.eval_shape(init, key), rules))(key)
-    # The first prediction is zero: the loss begins at the variance of its target.
-    params["conv_out"] = jax.tree.map(jnp.zeros_like, params["conv_out"])
-    return params
+    return jax.jit(init, out_shardings=shard_state(mesh, jax.eval_shape(init, key), rules))(key)
