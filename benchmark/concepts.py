@@ -31,10 +31,10 @@ from ml_collections import ConfigDict
 
 from attrjax.attributes import stack
 from attrjax.attributes.base import Base, load_base
-from attrjax.attributes.batches import batches, make_tools, prior
+from attrjax.attributes.batches import batches, make_tools, prior, source_of, stacked_batches
 from attrjax.attributes.learner import begun_of, first_params, frozen_of, loss_of, make_learner
 from attrjax.fit import STEPS
-from attrjax.parallel.mesh import make_mesh, place_batch, place_state
+from attrjax.parallel.mesh import local_mesh, make_mesh, place_batch, place_state
 from attrjax.prefetch import in_background
 from attrjax.runs import use_compile_cache, versions, write_whole
 from attrjax.training import init_state, make_optimizer, make_step
@@ -50,14 +50,12 @@ def timed_steps(config: ConfigDict, base: Base, counts: list[int]) -> dict[str, 
 
     Each gives a function that makes some steps and says how many seconds one took.
     """
-    root, tools = jax.random.key(0), make_tools(config, base.pipeline)
+    root, mesh = jax.random.key(0), make_mesh(concept=-1, data=1)
+    tools = make_tools(config, base.pipeline, local_mesh(mesh))
     learner = make_learner(config, base)
     own_pictures = prior(config, base, tools, root)
     loss_fn, frozen, begun = loss_of(config, learner), frozen_of(config, learner), begun_of(learner)
-    batch_at = [
-        batches(config, learner, jax.random.fold_in(root, 100 + i), tools, own_pictures)
-        for i in range(max(counts))
-    ]
+    roots = [jax.random.fold_in(root, 100 + i) for i in range(max(counts))]
 
     def runner(
         state: Any, step_fn: Callable, frozen: Any, make: Callable, key: Any, mesh: Any
@@ -80,9 +78,9 @@ def timed_steps(config: ConfigDict, base: Base, counts: list[int]) -> dict[str, 
         state = init_state(first_params(learner), optimizer, one, ema=config.ema_decay > 0)
         step_fn = make_step(loss_fn, optimizer, one, ema_decay=config.ema_decay)
         placed = place_state(one, frozen | {"begun": begun})
-        return runner(state, step_fn, placed, batch_at[0], root, one)
+        make = batches(config, learner, roots[0], tools, own_pictures)
+        return runner(state, step_fn, placed, make, root, one)
 
-    mesh = make_mesh(concept=-1, data=1)
     stacked_step = stack.make_stacked_step(loss_fn, config.optimizer, mesh, ema_decay=config.ema_decay)
     constants = stack.own_of(begun, jax.random.fold_in(root, STEPS), config.steps)
     shared = place_state(mesh, frozen)
@@ -90,10 +88,8 @@ def timed_steps(config: ConfigDict, base: Base, counts: list[int]) -> dict[str, 
     def stack_of(count: int) -> Callable[[int], float]:
         params = [first_params(learner)] * count
         state = stack.first_stack(params, config.optimizer, mesh, ema=config.ema_decay > 0)
-
-        def make(i: int) -> Any:
-            return stack.stacked([{**constants, "pairs": batch_at[row](i)} for row in range(count)])
-
+        sources = [source_of(config, learner, root, own_pictures) for root in roots[:count]]
+        make = stacked_batches(sources, [constants] * count, tools, local_mesh(mesh))
         return runner(state, stacked_step, shared, make, None, mesh)
 
     return {"alone": alone} | {str(count): functools.partial(stack_of, count) for count in counts}

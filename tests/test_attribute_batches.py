@@ -47,8 +47,10 @@ def test_programs_hold_no_weights(small_base, reference):
     base = load_base(config)
     seen, tools = make_learner(config, base).reference, make_tools(config, base.pipeline)
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(base.pipeline.vae.params))
+    many = jax.random.key_data(jax.random.key(0))[None], seen.picture[None], seen.mask[None], None
     for tool, *arguments in (
         (tools.draw, jax.random.key(0), seen.picture, seen.mask),
+        (tools.draw_many, *many),
         (tools.encode, seen.picture[None], jax.random.key(0)),
     ):
         text = tool.func.lower(*tool.args, *arguments).as_text()
@@ -95,6 +97,34 @@ def test_the_last_pairs_are_crossed_with_pictures_in_which_something_is_found(
     for surface, prompt in zip(given[0], said[2:4], strict=True):
         which = [np.array_equal(surface, known) for known in own["known"]].index(True)
         assert own["crossed"][which].replace("{}", "<shape>") in prompt
+
+
+@pytest.mark.parametrize("case", ["alike", "in parts", "one of them is crossed with nothing"])
+def test_a_stack_s_rows_are_each_reference_s_own_batch(case, small_base, reference, monkeypatch):
+    config = small(shape.get_config(), small_base, reference, batch_size=4, crossed=0.5)
+    base, mesh = load_base(config), make_mesh(devices=jax.devices()[:1])
+    one = make_learner(config, base)
+    if case == "in parts":
+        monkeypatch.setattr(batching, "MOST_PIXELS", 2 * 4 * one.reference.mask.size)
+    tools = make_tools(config, base.pipeline, mesh)
+    own = prior(config, base, tools, jax.random.key(0))
+    assert own is not None
+    surfaces = np.random.default_rng(0).random((2, *one.reference.picture.shape), np.float32)
+    own |= {"known": surfaces, "crossed": ["a {}", "a red {}"]}
+    none = own | {"known": [], "crossed": []}
+    roots = [jax.random.key(seed) for seed in (1, 2, 3)]
+    owns = [own, none if case.startswith("one") else own, own]
+    alone = [batching.batches(config, one, root, tools, of)(7) for root, of in zip(roots, owns, strict=True)]
+    sources = [batching.source_of(config, one, root, of) for root, of in zip(roots, owns, strict=True)]
+    constants = [{"steps": np.asarray(seed)} for seed in (1, 2, 3)]
+    batch = batching.stacked_batches(sources, constants, tools, mesh)(7)
+    assert batch["steps"].tolist() == [1, 2, 3]
+    for row, expected in enumerate(alone):
+        found = jax.tree.map(lambda leaf, row=row: leaf[row], batch["pairs"])
+        assert found.keys() == expected.keys()
+        for name, leaf in expected.items():
+            np.testing.assert_allclose(found[name], leaf, atol=1e-4, err_msg=name)
+    assert np.abs(alone[0]["latents"] - alone[2]["latents"]).max() > 0.1
 
 
 @pytest.mark.parametrize("changes", [{}, {"pairs": "whole", "prior.count": 0}])

@@ -287,7 +287,7 @@ def test_names_are_of_pictures_and_unique(smallest_base, pictures, tmp_path):
 
 
 def compiled_for_four(base, directory):
-    """In a process with four devices: the step that learns four references, as a program."""
+    """In a process with four devices: what draws pairs of four references and learns of them, as programs."""
     from attrjax.attributes import batches, learner, stack
     from attrjax.attributes.base import load_base
     from attrjax.parallel.mesh import make_mesh, place_batch
@@ -298,13 +298,27 @@ def compiled_for_four(base, directory):
     config = recipe(base, paths)
     config.prior.count = 0
     one = learner.make_learner(config, load_base(config))
-    tools, root = batches.make_tools(config, one.pipeline), jax.random.key(0)
-    pairs = batches.batches(config, one, root, tools, None)(0)
+    root, programs = jax.random.key(0), []
+    tools = batches.make_tools(config, one.pipeline, mesh)
+
+    def draw_many(*arguments):
+        programs.append(tools.draw_many.func.lower(*tools.draw_many.args, *arguments).compile().as_text())
+        return tools.draw_many(*arguments)
+
     own = stack.own_of(learner.begun_of(one), root, 2)
-    batch = place_batch(mesh, stack.stacked([{**own, "pairs": pairs}] * 4))
+    sources = [batches.source_of(config, one, jax.random.fold_in(root, i), None) for i in range(4)]
+    batch = batches.stacked_batches(sources, [own] * 4, tools._replace(draw_many=draw_many), mesh)(0)
+    # Each lies where it is learned from: nothing is copied.
+    placed = place_batch(mesh, batch)
+    where = [
+        [leaf.addressable_shards[3].data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)]
+        for tree in (batch, placed)
+    ]
+    assert where[0] == where[1]
     state = stack.first_stack([learner.first_params(one)] * 4, config.optimizer, mesh, ema=False)
     step = stack.make_stacked_step(learner.loss_of(config, one), config.optimizer, mesh, ema_decay=0.0)
-    print(step.lower(state, batch, None, learner.frozen_of(config, one)).compile().as_text())
+    programs.append(step.lower(state, placed, None, learner.frozen_of(config, one)).compile().as_text())
+    print(*programs)
 
 
 def test_devices_that_learn_references_of_their_own_tell_each_other_nothing(smallest_base, pictures):
@@ -315,7 +329,7 @@ def test_devices_that_learn_references_of_their_own_tell_each_other_nothing(smal
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "num_partitions=4" in done.stdout and "convolution" in done.stdout
+    assert done.stdout.count("num_partitions=4") == 2 and "convolution" in done.stdout
     found = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     assert not re.findall(found, done.stdout)
 

@@ -1,12 +1,13 @@
 """Batches to learn an attribute from: pairs of the reference, and the base's own pictures beside them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from attrjax.attributes import pairs
@@ -22,9 +23,14 @@ from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.compiling import quick
 from attrjax.data.pictures import to_floats
 from attrjax.data.prompts import tokenize
+from attrjax.data.references import Reference
 from attrjax.generate import Job, latent_scale, make_pictures, vae_factor
 from attrjax.models.vae import scale_latents
+from attrjax.parallel.mesh import AXES, make_mesh, place_batch, place_state
 from attrjax.runs import plain
+
+# Pixels of targets that a device encodes at once: more fill no accelerator better, and need memory.
+MOST_PIXELS = 8 * 512**2
 
 
 class Tools(NamedTuple):
@@ -35,15 +41,55 @@ class Tools(NamedTuple):
         draw: (key, picture, mask, what the last pairs' targets are of) to a batch's rows of pairs, and what
             was drawn of them.
         draw_shapes: the same without values, and without compiling anything.
+        draw_many: ``draw`` of several references side by side, each on the device of the mesh where its
+            arguments lie; all have one more axis, and keys are given by their data.
     """
 
     encode: Callable[..., Float[Array, "b h w c"]]
     draw: Callable[..., tuple[dict[str, Array], Any]]
     draw_shapes: Callable[..., tuple[dict[str, jax.ShapeDtypeStruct], Any]]
+    draw_many: Callable[..., tuple[dict[str, Array], Any]]
 
 
-def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
-    """The tools of a config and a base."""
+class Asked(NamedTuple):
+    """What a step's batch of one reference is drawn of.
+
+    Attributes:
+        key: of ``Tools.draw``.
+        given: what the last pairs' targets are of, as the base made it; None for none.
+        said: the prompts of these pairs.
+        generator: of all that is drawn beside the pictures.
+    """
+
+    key: Key[Array, ""]
+    given: Any
+    said: list[str]
+    generator: np.random.Generator
+
+
+class Source(NamedTuple):
+    """Batches of one reference, in two halves, between which its pairs are drawn.
+
+    Attributes:
+        reference: that is drawn from.
+        ask: from a step to what its pairs are drawn of.
+        say: from that, and from what was drawn, to what else a batch has: ``ids`` and ``places`` of prompts,
+            and ``own``, latents of the base's own pictures, where there are to be some.
+    """
+
+    reference: Reference
+    ask: Callable[[int], Asked]
+    say: Callable[[Asked, Any], dict[str, np.ndarray]]
+
+
+def make_tools(config: Mapping[str, Any], pipeline: Pipeline, mesh: Mesh | None = None) -> Tools:
+    """The tools of a config and a base.
+
+    Args:
+        config: of the run.
+        pipeline: the base.
+        mesh: of this process's devices, for ``draw_many``; by default the first of them alone.
+    """
     attribute, rows = config["attribute"], config["batch_size"]
     factor = vae_factor(pipeline)
     make: Callable[..., pairs.Pair] = functools.partial(
@@ -84,12 +130,75 @@ def make_tools(config: Mapping[str, Any], pipeline: Pipeline) -> Tools:
         }
         return batch, pair.drawn
 
+    def draw_many(weights: Any, keys: Any, pictures: Any, masks: Any, given: Any) -> tuple[Any, Any]:
+        def one(of: tuple[Any, ...]) -> tuple[dict[str, Array], Any]:
+            key, *arguments = of
+            return draw(weights, jax.random.wrap_key_data(key), *arguments)
+
+        at_once = max(1, MOST_PIXELS // (rows * masks.shape[1] * masks.shape[2]))
+        of = (keys, pictures, masks, given)
+        return jax.vmap(one)(of) if len(keys) <= at_once else jax.lax.map(one, of, batch_size=at_once)
+
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    divided = PartitionSpec(AXES)
+    side_by_side = jax.shard_map(
+        draw_many,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), divided, divided, divided, divided),
+        out_specs=divided,
+        check_vma=False,  # nothing crosses devices, so there is nothing to check
+    )
     compiled = functools.partial(jax.jit, compiler_options=quick())
+    everywhere = weights if mesh.size == 1 else place_state(mesh, weights)
     return Tools(
         encode=functools.partial(compiled(encode), weights),
         draw=functools.partial(compiled(draw), weights),
         draw_shapes=functools.partial(jax.eval_shape, draw, weights),
+        draw_many=functools.partial(compiled(side_by_side), everywhere),
     )
+
+
+def source_of(
+    config: Mapping[str, Any], learner: Learner, root: Key[Array, ""], own: Mapping[str, Any] | None
+) -> Source:
+    """Where the batches of a reference come from.
+
+    Args:
+        config: of the run.
+        learner: what is learned from.
+        root: the run's root key.
+        own: of ``prior``.
+    """
+    word, attribute, rows = learner.word, config["attribute"], config["batch_size"]
+    length = learner.pipeline.text_encoder.module.max_position_embeddings
+    known = own["known"] if own is not None else []
+    crossed = int(config["crossed"] * rows) if len(known) and config["pairs"] != "whole" else 0
+
+    def ask(step: int) -> Asked:
+        key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
+        generator = generator_of(jax.random.fold_in(key, 2))
+        if own is None or not crossed:
+            return Asked(key, None, [], generator)
+        which = generator.integers(0, len(known), crossed)
+        return Asked(key, known[which], [own["crossed"][i] for i in which], generator)
+
+    def say_of(asked: Asked, drawn: Any) -> dict[str, np.ndarray]:
+        generator, more = asked.generator, {}
+        if config["pairs"] == "whole":
+            prompts = [f"an object in the {attribute} of {word.text}"] * rows
+        else:
+            free = jax.tree.map(lambda leaf: leaf[: rows - crossed], drawn)
+            prompts = say(attribute, free, word.text, generator)
+            for one, backdrop in zip(asked.said, drawn.backdrop[rows - crossed :], strict=True):
+                prompts.append(framed(one.replace(HERE, word.text), backdrop, generator))
+        if own is not None:
+            chosen = generator.integers(0, len(own["latents"]), config["prior"]["rows"])
+            prompts = [*prompts, *(own["prompts"][i] for i in chosen)]
+            more = {"own": own["latents"][chosen]}
+        ids = tokenize(word.tokenizer, prompts, length)
+        return {**more, "ids": ids, "places": places_of(ids, word.ids)}
+
+    return Source(learner.reference, ask, say_of)
 
 
 def batches(
@@ -106,42 +215,67 @@ def batches(
     section 3.2) have no placeholder in their prompts.
 
     Args:
-        config: of the run.
-        learner: what is learned from.
-        root: the run's root key.
+        config, learner, root, own: of ``source_of``.
         tools: of ``make_tools``.
-        own: of ``prior``.
     """
-    reference, word = learner.reference, learner.word
-    attribute, rows = config["attribute"], config["batch_size"]
-    length = learner.pipeline.text_encoder.module.max_position_embeddings
-    known = own["known"] if own is not None else []
-    crossed = int(config["crossed"] * rows) if len(known) and config["pairs"] != "whole" else 0
+    source, reference = source_of(config, learner, root, own), learner.reference
 
     def batch_at(step: int) -> dict[str, Any]:
-        key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-        generator = generator_of(jax.random.fold_in(key, 2))
-        given, said = None, []
-        if own is not None and crossed:
-            which = generator.integers(0, len(known), crossed)
-            given, said = known[which], [own["crossed"][i] for i in which]
-        batch, drawn = tools.draw(key, reference.picture, reference.mask, given)
-        if config["pairs"] == "whole":
-            prompts = [f"an object in the {attribute} of {word.text}"] * rows
-        else:
-            drawn = jax.device_get(drawn)
-            free = jax.tree.map(lambda leaf: leaf[: rows - crossed], drawn)
-            prompts = say(attribute, free, word.text, generator)
-            for one, backdrop in zip(said, drawn.backdrop[rows - crossed :], strict=True):
-                prompts.append(framed(one.replace(HERE, word.text), backdrop, generator))
-        if own is not None:
-            chosen = generator.integers(0, len(own["latents"]), config["prior"]["rows"])
-            prompts = [*prompts, *(own["prompts"][i] for i in chosen)]
-            batch["latents"] = jnp.concatenate([batch["latents"], own["latents"][chosen]])
-        ids = tokenize(word.tokenizer, prompts, length)
-        return {**batch, "ids": ids, "places": places_of(ids, word.ids)}
+        asked = source.ask(step)
+        batch, drawn = tools.draw(asked.key, reference.picture, reference.mask, asked.given)
+        return _with_own(batch, source.say(asked, jax.device_get(drawn)), axis=0)
 
     return batch_at
+
+
+def stacked_batches(
+    sources: Sequence[Source], constants: Sequence[Mapping[str, Any]], tools: Tools, mesh: Mesh
+) -> Callable[[int], dict[str, Any]]:
+    """``batch_at`` of a stack (``stack.make_stacked_step``): ``batches`` of several references with one more
+    axis, each drawn on the device that learns of it.
+
+    Args:
+        sources: of each row of the stack that this process has, in order.
+        constants: what each row has in every batch, of ``stack.own_of``.
+        tools: of ``make_tools`` with this mesh.
+        mesh: of this process's devices.
+    """
+
+    def stacked(trees: Sequence[Any]) -> Any:
+        return place_batch(mesh, jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
+
+    references = stacked([(source.reference.picture, source.reference.mask) for source in sources])
+    fixed = stacked(list(constants))
+
+    def batch_at(step: int) -> dict[str, Any]:
+        asked = [source.ask(step) for source in sources]
+        if len({one.given is None for one in asked}) == 1:
+            keys = stacked([np.asarray(jax.random.key_data(one.key)) for one in asked])
+            batch, drawn = tools.draw_many(keys, *references, stacked([one.given for one in asked]))
+        else:  # of some the base has made nothing that pairs can be crossed with: those are another program
+            alone = [
+                tools.draw(one.key, source.reference.picture, source.reference.mask, one.given)
+                for one, source in zip(asked, sources, strict=True)
+            ]
+            batch, drawn = stacked(jax.device_get(alone))
+        drawn = jax.device_get(drawn)
+        said = stacked(
+            [
+                source.say(one, jax.tree.map(lambda leaf, row=row: leaf[row], drawn))
+                for row, (one, source) in enumerate(zip(asked, sources, strict=True))
+            ]
+        )
+        return {**fixed, "pairs": _with_own(batch, said, axis=1)}
+
+    return batch_at
+
+
+def _with_own(batch: dict[str, Any], said: dict[str, Any], axis: int) -> dict[str, Any]:
+    """All of a batch: what was drawn, with the base's own pictures behind it, and what is said of both."""
+    rest = {name: leaf for name, leaf in said.items() if name != "own"}
+    if "own" not in said:
+        return {**batch, **rest}
+    return {**batch, "latents": jnp.concatenate([batch["latents"], said["own"]], axis=axis), **rest}
 
 
 def batch_like(config: Mapping[str, Any], learner: Learner, tools: Tools) -> dict[str, jax.ShapeDtypeStruct]:

@@ -47,6 +47,7 @@ from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
 from attrjax.fit import MAY_CHANGE, begin, compile_early, fit
 from attrjax.parallel.mesh import own_rows
 from attrjax.parallel.start import together
+from attrjax.prefetch import beside
 from attrjax.runs import RECORD, check_run, timed, use_compile_cache
 from attrjax.training import LossFn, StepFn, TrainState
 
@@ -168,6 +169,13 @@ def _tune(run: Run, base: Base, root: Key[Array, ""], tuning: Tuning) -> bool:
         # Every process draws the same batch, so that what is learned does not depend on their number.
         return own_rows(batch_of(step))
 
+    # What draws pairs is compiled while the step still is.
+    drawn = beside(lambda: jax.block_until_ready(batch_of(0)))
+
+    def step_fn() -> StepFn:
+        drawn.result()
+        return tuning.step_fn()
+
     until = ended(config, read_probes(run.directory)) or 0
     if several:
         until = int(multihost_utils.broadcast_one_to_all(np.array(until)))
@@ -181,6 +189,6 @@ def _tune(run: Run, base: Base, root: Key[Array, ""], tuning: Tuning) -> bool:
         frozen=tuning.frozen,
         every=(config["probe"]["every"], look_at),
         until=until or None,
-        step_fn=tuning.step_fn,
+        step_fn=step_fn,
     )
     return trained is not None

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from attrjax.attributes import stack
 from attrjax.attributes.base import Base, load_base
-from attrjax.attributes.batches import Tools, batches, make_tools, prior
+from attrjax.attributes.batches import Tools, make_tools, prior, source_of
 from attrjax.attributes.concepts import STACKS, Concept, check_references, read_list, recipe_for
 from attrjax.attributes.learner import Learner, begun_of, first_params, frozen_of, loss_of, make_learner
 from attrjax.attributes.list_report import save_card, write_list_report
@@ -37,7 +37,7 @@ from attrjax.attributes.probing import (
 )
 from attrjax.checkpoints.training import CHECKPOINTS, drop_checkpoints
 from attrjax.fit import STEPS, begin
-from attrjax.parallel.mesh import make_mesh
+from attrjax.parallel.mesh import local_mesh, make_mesh
 from attrjax.parallel.start import together
 from attrjax.runs import check_run, plain, timed, write_record
 from attrjax.training import StepFn
@@ -152,7 +152,7 @@ def turns_of(concepts: Sequence[Concept], at_once: int) -> list[list[Concept]]:
 
 def open_shop(config: Mapping[str, Any], base: Base, mesh: Mesh, most: int) -> Workshop:
     """What all turns of an attribute share, made as it is needed."""
-    tools = make_tools(config, base.pipeline)
+    tools = make_tools(config, base.pipeline, local_mesh(mesh))
 
     def step_of(learner: Learner) -> Callable:
         return stack.make_stacked_step(
@@ -210,10 +210,10 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
     together("read")  # before one of the processes measures more
     rows = stack.rows_of(held, {i for i, end in ends.items() if end == 0}, shop.most)
     if rows[0]:
-        batch_of, constants = {}, {}
+        sources, constants = {}, {}
         for i, learner in learners.items():
             own, root = concepts[i].config, jax.random.key(concepts[i].config.seed)
-            batch_of[i] = batches(own, learner, root, shop.tools, shop.prior_of(own))
+            sources[i] = source_of(own, learner, root, shop.prior_of(own))
             key = jax.random.fold_in(root, STEPS)
             constants[i] = stack.own_of(begun_of(learner), key, own.steps)
         turn = Turn(
@@ -222,7 +222,8 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
             most=shop.most,
             concepts=concepts,
             runs=runs,
-            batch_of=batch_of,
+            tools=shop.tools,
+            sources=sources,
             own=constants,
             ends=ends,
             step_fn=shop.step_of(learners[local[0]]),

@@ -6,7 +6,7 @@ that were made give back their last checkpoint at once.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from attrjax.attributes import stack
+from attrjax.attributes.batches import Source, Tools, stacked_batches
 from attrjax.attributes.concepts import Concept
 from attrjax.attributes.probing import Run, last_probe, look
 from attrjax.metrics_log import MetricsLog
+from attrjax.parallel.mesh import local_mesh
 from attrjax.training import Result, StepFn, TrainState, as_floats, train
 
 
@@ -31,7 +33,8 @@ class Turn(NamedTuple):
         most: rows of a device in the largest stack.
         concepts: all of them.
         runs: of those that this process measures and writes.
-        batch_of: ``batch_at`` of those in this process's rows.
+        tools: of ``batches.make_tools``.
+        sources: of batches, of those in this process's rows.
         own: what those have of their own, of ``stack.own_of``.
         ends: the steps at which concepts have ended, None where that is not known yet; it changes.
         step_fn: of ``stack.make_stacked_step``.
@@ -45,7 +48,8 @@ class Turn(NamedTuple):
     most: int
     concepts: list[Concept]
     runs: Mapping[int, Run]
-    batch_of: Mapping[int, Callable[[int], dict[str, Any]]]
+    tools: Tools
+    sources: Mapping[int, Source]
     own: Mapping[int, dict[str, np.ndarray]]
     ends: dict[int, int | None]
     step_fn: StepFn
@@ -90,9 +94,7 @@ def train_phase(turn: Turn, rows: stack.Rows, state: TrainState, first: int) -> 
     }
     logs: dict[int, MetricsLog] = {}
 
-    def batch_at(step: int) -> Any:
-        made = {i: {**turn.own[i], "pairs": turn.batch_of[i](step)} for i in dict.fromkeys(local)}
-        return stack.stacked([made[i] for i in local])
+    sources, constants = [turn.sources[i] for i in local], [turn.own[i] for i in local]
 
     def read(step: int, metrics: Any) -> dict[str, float]:
         """The metrics of each concept into its own log, and their means for that of the stack."""
@@ -130,7 +132,7 @@ def train_phase(turn: Turn, rows: stack.Rows, state: TrainState, first: int) -> 
         return train(
             state,
             turn.step_fn,
-            batch_at,
+            stacked_batches(sources, constants, turn.tools, local_mesh(mesh)),
             root_key=None,
             begun=first,
             steps=next(filter(fewer, range(first + every, longest, every)), longest),

@@ -185,7 +185,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
     """
     sharding, copied = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     processes = len({device.process_index for device in mesh.devices.flat})
-    local_devices = mesh.size // processes
+    local_devices, own = mesh.size // processes, batch_sharding(local_mesh(mesh))
 
     def place(leaf: Any) -> jax.Array:
         if np.ndim(leaf) == 0:
@@ -196,6 +196,12 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
             )
         if processes == 1:
             return jax.device_put(leaf, sharding)
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(
+            own, leaf.ndim
+        ):  # where it belongs already
+            parts = [shard.data for shard in leaf.addressable_shards]
+            shape = (len(leaf) * processes, *leaf.shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return jax.tree.map(place, batch)
