@@ -25,7 +25,7 @@ from attrjax.checkpoints.attribute import Attribute, weights_digest
 from attrjax.checkpoints.pipeline import Pipeline, load_pipeline
 from attrjax.data.pictures import png_bytes
 from attrjax.runs import write_whole
-from attrjax.sample import other_said
+from attrjax.sample_parts import other_said
 from benchmark.attributes import (
     MEASURES,
     References,

@@ -57,8 +57,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loras = ()  # LoRA files by diffusers', PEFT's or kohya's names
     config.lora_strengths = ()  # one for each: 0.8, or {"down": 1.0, "mid": 0.5, "up": 0.0}; none for 1
     config.learned_words = ()  # textual inversions
-    config.attributes = ()  # what configs/shape.py and appearance.py learned: files, or run directories
-    config.attribute_strengths = ()  # one for each: 1 is as it was learned, 0 is without it; none for 1
+    # What configs/shape.py and appearance.py learned: files, or run directories, which act together. Of lists
+    # in a list, such as (("runs/mug",), ("runs/star",), ("runs/mug", "runs/delft")), each makes pictures: of
+    # the prompts that have a word of its attributes, and none that only others have.
+    config.attributes = ()
+    # One for each: 1 is as it was learned, 0 is without it; none for 1. Of a list of lists so are these two.
+    config.attribute_strengths = ()
     # For each the timesteps at which its weights act, as in ((300, 1000), (0, 700)): 1000 is noise, 0 the
     # picture. None for what the files say.
     config.attribute_timesteps = ()

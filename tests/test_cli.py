@@ -15,7 +15,7 @@ from PIL import Image
 from attrjax.arguments import base_preset, one_line, parse_arg
 from attrjax.main import stop
 from attrjax.runs import use_compile_cache
-from attrjax.sample import make_settings
+from attrjax.sample_parts import make_settings
 from configs import sample
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,8 @@ from attrjax.attrworld.scenes import unseen
 from attrjax.attrworld.sharing import draw_sharing
 from attrjax.checkpoints.attribute import load_attribute
 from attrjax.checkpoints.filter import load_filter, save_filter
-from attrjax.sample import other_said, sample
+from attrjax.sample import sample
+from attrjax.sample_parts import other_said
 from configs import sample as sample_config
 from configs import shape
 from configs.attrworld import filters as filters_config

@@ -16,7 +16,7 @@ from attrjax.generate import ENCODER_NOISE, Settings, conditions, generate, init
 from attrjax.models.adapters import init_lora
 from attrjax.report.grid import labelled_grid, wrap
 from attrjax.runs import slug
-from attrjax.sample import load_adapters
+from attrjax.sample_parts import load_adapters
 from tests.tiny import tiny_pipeline
 
 FAST = Settings(steps=2, guidance=3.0)

@@ -18,7 +18,7 @@ from attrjax.checkpoints.textual_inversion import save_textual_inversion
 from attrjax.diffusion.schedule import MAX_TIMESTEP
 from attrjax.models.adapters import bind, merge
 from attrjax.runs import check_run, write_record
-from attrjax.sample import with_strengths
+from attrjax.sample_parts import with_strengths
 
 FORMATS = ("diffusers", "lora", "kohya", "textual_inversion")
 FILES = {"lora": "pytorch_lora_weights.safetensors", "kohya": "kohya.safetensors"}
