@@ -29,9 +29,10 @@ REQUIRES = [
     "transformers>=5.20,<6",  # the CLIP tokenizer at run time, nothing else; 6 may move it again as 5 did
 ]
 
-# The world as a data set, built and read without TensorFlow.
+# The world as a data set, and pairs to train filters on, built and read without TensorFlow.
 TFDS = [
     "array_record>=0.8.6,<0.9",  # the file format; still before 1.0
+    "grain>=0.2.12,<0.3",  # the order of examples, which it finds by number; still before 1.0
     "importlib_resources>=7.1,<8",  # TFDS imports it without asking for it
     "tensorflow-datasets>=4.9.10,<5",
 ]

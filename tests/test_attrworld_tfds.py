@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from attrjax.attributes.amortized import filters
 from attrjax.attributes.conditioning import new_word
-from attrjax.attributes.stored import open_pairs, stored_at
+from attrjax.attributes.stored import Pairs, open_pairs, stored_at
 from attrjax.attrworld import words
 from attrjax.attrworld.scenes import unseen
 from attrjax.attrworld.tfds import SPLITS, Attrworld, AttrworldConfig
@@ -226,6 +227,21 @@ def test_filters_are_trained_on_pairs_that_are_stored(pair_builder, smallest_bas
     with pytest.raises(FileNotFoundError, match="holds no data set"):
         filters(config, str(tmp_path / "none"))
     assert not (tmp_path / "other").exists() and not (tmp_path / "none").exists()
+
+
+def test_an_epoch_has_each_pair_once_and_the_next_another_order(smallest_base):
+    word = new_word(load_pipeline(smallest_base), "<shape>", "at", 2, "placeholder")
+    white = np.full((8, 8, 3), 255, np.uint8)
+    rows = [
+        {"picture_a": white, "picture_b": white // 20 * i, "asked": "a {}", "told": f"{i}"} for i in range(12)
+    ]
+    batch_at = stored_at(jax.random.key(0), Pairs(Path(), rows, ()), 4, "shape", word, 77, 8)
+    read = [batch_at(step)["made"].picture[:, 0, 0, 0].tolist() for step in range(6)]
+    first, second = sum(read[:3], []), sum(read[3:], [])
+    assert sorted(first) == sorted(second) == sorted({*first}) and len(first) == 12
+    assert first != second
+    other = stored_at(jax.random.key(1), Pairs(Path(), rows, ()), 4, "shape", word, 77, 8)
+    assert other(0)["made"].picture[:, 0, 0, 0].tolist() != read[0]
 
 
 def test_a_data_set_without_the_fields_of_pairs_is_refused(directory, built):

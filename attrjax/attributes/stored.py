@@ -1,7 +1,7 @@
 """Pairs of pictures that share one attribute, from a TFDS data set.
 
-Examples are drawn at random by step and row, from a source with random access: a run that goes on reads what
-it would have read, and of several processes each reads its own rows alone, which together are the same.
+Grain shuffles them, anew in every epoch, and gives any place of that order at once: a run that goes on reads
+what it would have read, and of several processes each reads its own rows alone, which together are the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,12 @@ from PIL import Image
 from attrjax.attributes.conditioning import Word
 from attrjax.attributes.learner import HERE
 from attrjax.attrworld.batches import DATA, rows_here
-from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.attribute import ATTRIBUTES
 from attrjax.data.prompts import tokenize
+from attrjax.prefetch import side_by_side
 
 FIELDS = ("picture_a", "picture_b", "asked")
-TRIES = 1000  # examples that are looked at for one of an attribute
+TRIES = 1000  # examples that are looked at for one that shares an attribute
 
 
 class Shown(NamedTuple):
@@ -51,13 +51,14 @@ def open_pairs(directory: str, split: str) -> Pairs:
 
     Raises:
         FileNotFoundError: there is no data set.
-        ValueError: TFDS is not installed, or the data set has no such split, no examples, lacks fields, has
-            another "attribute" than a label, or a format without random access.
+        ValueError: TFDS or Grain is not installed, or the data set has no such split, no examples, lacks
+            fields, has another "attribute" than a label, or a format without random access.
     """
     try:
+        import grain  # noqa: F401  (of stored_at)
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError("config.dataset needs TFDS: pip install 'attrjax[tfds]'") from error
+        raise ValueError("config.dataset needs TFDS and Grain: pip install 'attrjax[tfds]'") from error
     path = Path(directory)
     if not (path / "dataset_info.json").is_file():
         raise FileNotFoundError(
@@ -89,35 +90,47 @@ def stored_at(
 ) -> Callable[[int], dict[str, Any]]:
     """``batch_at`` of pairs: as ``attrworld.sharing.sharing_at``, with pictures in the place of scenes.
 
+    Where all examples share the attribute an epoch has each of them once. Else each row of a batch has a few
+    places of the order to itself, as many as there are attributes, and reads on from there to the first
+    example that shares its own.
+
     Args:
         root: the run's root key.
-        pairs: that are drawn from, with replacement.
+        pairs: that are read.
         batch_size: pairs of all processes together.
         attribute: that pairs are to share; others are passed over.
         word: what stands for it.
         length: of tokenized captions.
         size: of pictures, in pixels.
     """
-    rows = rows_here(batch_size)
+    import grain
 
-    def draw(generator: np.random.Generator) -> Mapping[str, Any]:
-        for _ in range(TRIES):
-            row = pairs.rows[int(generator.integers(len(pairs.rows)))]
+    rows, apart = rows_here(batch_size), max(1, len(pairs.attributes))
+    seed = int(jax.random.bits(jax.random.fold_in(root, DATA), dtype=jnp.uint32))
+    order = grain.MapDataset.source(pairs.rows).seed(seed).shuffle().repeat()
+
+    def read(number: int) -> tuple[Any, ...]:
+        for place in range(apart * number, apart * number + TRIES):
+            row: Any = order[place]
             if not pairs.attributes or pairs.attributes[row["attribute"]] == attribute:
-                return row
+                return (
+                    *_shown(row, "a", size),
+                    *_shown(row, "b", size),
+                    _text(row, "asked"),
+                    _text(row, "told"),
+                )
         raise ValueError(f"of {TRIES} pairs of {pairs.path} none share their {attribute}")
 
     def batch_at(step: int) -> dict[str, Any]:
-        key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-        drawn = [draw(generator_of(jax.random.fold_in(key, row))) for row in rows]
-        asked = [_text(row, "asked") for row in drawn]
+        found = side_by_side(read, [step * batch_size + row for row in rows])
+        *pictures, asked, told = zip(*found, strict=True)
         for caption in asked:
             if HERE not in caption:
                 raise ValueError(f"the caption {caption!r} of {pairs.path} has no {HERE} for the {attribute}")
-        told = [_text(row, "told") for row in drawn]
+        seen, seen_mask, made, made_mask = (jnp.asarray(np.stack(one)) for one in pictures)
         return {
-            "seen": _shown(drawn, "a", size),
-            "made": _shown(drawn, "b", size),
+            "seen": Shown(seen, seen_mask),
+            "made": Shown(made, made_mask),
             "asked": tokenize(word.tokenizer, [one.replace(HERE, word.text) for one in asked], length),
             "told": tokenize(word.tokenizer, told, length),
             "named": np.array([bool(one) for one in told], np.float32),
@@ -131,15 +144,10 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return found.decode() if isinstance(found, bytes) else str(found)
 
 
-def _shown(rows: Sequence[Mapping[str, Any]], which: str, size: int) -> Shown:
-    """Pictures of pairs in a size; where there is no mask all of a picture is meant."""
-    pictures, masks = [], []
-    for row in rows:
-        picture = row[f"picture_{which}"]
-        mask = row.get(f"mask_{which}")
-        mask = np.full(picture.shape[:2], 255, np.uint8) if mask is None else mask[..., 0]
-        resized = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
-        pictures.append(np.asarray(resized))
-        masks.append(np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BILINEAR)))
-    scaled = (np.array(pictures, np.float32) / 127.5 - 1, np.array(masks, np.float32) / 255)
-    return Shown(*map(jnp.asarray, scaled))
+def _shown(row: Mapping[str, Any], which: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of a pair and its mask in a size; where there is none all of the picture is meant."""
+    picture, mask = row[f"picture_{which}"], row.get(f"mask_{which}")
+    mask = np.full(picture.shape[:2], 255, np.uint8) if mask is None else mask[..., 0]
+    resized = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+    covered = Image.fromarray(mask).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float32) / 127.5 - 1, np.asarray(covered, np.float32) / 255
