@@ -16,7 +16,7 @@ from tqdm import tqdm
 from attrjax.attributes.apply import Applied
 from attrjax.attributes.painting import make_with, painted_word, share_of
 from attrjax.attrworld.bundled import base_or_bundled
-from attrjax.checkpoints.attribute import load_attribute
+from attrjax.checkpoints.attribute import load_attribute, weights_digest
 from attrjax.data.pictures import load_picture, png_bytes
 from attrjax.data.references import load_cover
 from attrjax.diffusion.samplers import is_stochastic
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
     Attributes:
         name: of the set; "" where there is only one.
-        applied: the base with its attributes.
+        applied: the base with its attributes; where there are several sets, none before their turn.
         settings: how pictures are made.
         jobs, paths: the pictures, and where they are written.
         evaluations: how often the network is evaluated for a picture of each prompt.
@@ -56,7 +56,7 @@ class Part(NamedTuple):
     """
 
     name: str
-    applied: Applied
+    applied: Applied | None
     settings: Settings
     jobs: list[Job]
     paths: list[Path]
@@ -96,6 +96,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         pipeline = load_base(config)
         adapters = load_adapters(pipeline, config["loras"], config["lora_strengths"])
         learned = {path: load_attribute(path) for one in sets.values() for path in one["attributes"]}
+        digest = weights_digest(pipeline.path, config["variant"] or None) if learned else ""
     words = {attribute.word for attribute in learned.values()}
     sampler, schedule = choose_sampler(pipeline, settings)
     height, width = (side * vae_factor(pipeline) for side in latent_shape(pipeline, settings, jobs)[:2])
@@ -109,7 +110,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         prompts = config["prompts"]
         if name:
             prompts = prompts_with({one.word for one in own}, words, prompts, name)
-        applied = with_attributes(pipeline, adapters, own, sets[name] | {"prompts": prompts})
+        applied = applied_of(name, prompts)
         how = settings
         if config["negative_attributes"]:
             said = [settings.negative_prompt] if settings.negative_prompt else []
@@ -118,7 +119,14 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         paths = [picture_path(directory, job, name) for job in chosen]
         painted = [prompt for prompt in prompts if painted_word(applied, prompt)]
         evaluations = {prompt: evaluations_of(applied, prompt) for prompt in prompts}
-        return Part(name, applied, how, chosen, paths, evaluations, painted)
+        return Part(name, None if name else applied, how, chosen, paths, evaluations, painted)
+
+    def applied_of(name: str, prompts: Sequence[str]) -> Applied:
+        own = [learned[path] for path in sets[name]["attributes"]]
+        try:
+            return with_attributes(pipeline, adapters, own, sets[name] | {"prompts": prompts}, digest)
+        except ValueError as error:
+            raise ValueError(f"with {name} alone: {error}" if name else str(error)) from None
 
     def evaluations_of(applied: Applied, prompt: str) -> int:
         whole, word = len(plan(schedule, settings.steps).timesteps), painted_word(applied, prompt)
@@ -130,8 +138,14 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
 
     with timed(timings, "load"):
         parts = [part_of(name) for name in sets]
-    painted = [prompt for part in parts for prompt in part.painted]
-    if config["init_mask"] and (init_picture is None or not painted):
+    painted = {part.name: part.painted for part in parts}
+    known = {prompt for part in parts for prompt in part.evaluations}
+    if unknown := [prompt for prompt in config["prompts"] if prompt not in known]:
+        raise ValueError(
+            f"no set of attributes makes {unknown[0]!r}: a prompt has words of one set and none that only "
+            "others have; one without any is for an empty set"
+        )
+    if config["init_mask"] and (init_picture is None or not any(painted.values())):
         raise ValueError(
             "init_mask says what of init_image is painted, and nothing is: name an init_image, and in "
             "attributes an appearance that was learned with a paint_strength"
@@ -148,7 +162,7 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
         "stochastic": is_stochastic(sampler, settings.eta),
         "guidance": settings.guidance,
         "evaluations": max(max(part.evaluations.values()) for part in parts),
-        "painted": painted,
+        "painted": painted.get("", painted),
         "height": height,
         "width": width,
         "pictures": [str(parts[number].paths[i].relative_to(directory)) for number, i in every],
@@ -179,8 +193,10 @@ def sample(config: Mapping[str, Any], workdir: str, *, resume: bool = False) -> 
                 bar.update(at_once)
 
         for part, share in zip(parts, shares, strict=True):
+            if not share:
+                continue
             pictures = make_with(
-                part.applied,
+                part.applied or applied_of(part.name, list(part.evaluations)),
                 [part.jobs[i] for i in share],
                 part.settings,
                 # What is said of guidance goes before what the attributes' files say.

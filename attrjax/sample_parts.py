@@ -14,7 +14,7 @@ import numpy as np
 
 from attrjax.attributes.apply import Applied, Painting, apply_attributes, guidance_of, other_word
 from attrjax.attrworld.bundled import base_or_bundled, usual_guidance
-from attrjax.checkpoints.attribute import FILE_NAME, OTHER, Attribute, weights_digest
+from attrjax.checkpoints.attribute import FILE_NAME, OTHER, Attribute
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.lora import load_lora
 from attrjax.checkpoints.pipeline import REQUIRED, Pipeline, load_pipeline
@@ -22,7 +22,6 @@ from attrjax.checkpoints.textual_inversion import load_textual_inversion, with_w
 from attrjax.diffusion.guidance import check_guidance
 from attrjax.generate import Settings
 from attrjax.models.adapters import Tree, bind, combine
-from attrjax.runs import slug
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 T = TypeVar("T")
@@ -69,18 +68,24 @@ def attribute_sets(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     of files each is a set, and strengths and timesteps are one list for each, too.
 
     Raises:
-        ValueError: there are not as many lists of strengths or timesteps as sets.
+        ValueError: a set is no list of files, or there is no list of strengths or timesteps for each.
     """
     names = ("attributes", "attribute_strengths", "attribute_timesteps")
     rest = {name: value for name, value in config.items() if name not in names}
     attributes, *given = (tuple(config[name]) for name in names)
     if all(isinstance(one, str) for one in attributes):
         return {"": rest | dict(zip(names, (attributes, *given), strict=True))}
-    for name, values in zip(names[1:], given, strict=True):
-        if values and len(values) != len(attributes):
+    for one in attributes:
+        if not isinstance(one, str) and not (_is_list(one) and all(isinstance(file, str) for file in one)):
             raise ValueError(
-                f"{len(values)} {name} for {len(attributes)} sets of attributes: give a list for each, as in "
-                "((1.0,), (0.5, 0.8)), or none"
+                f'the set {one!r} in attributes must be a list of files, as in (("runs/a",), ("runs/b",))'
+            )
+    examples = "((1.0,), (0.5,))", "(((300, 1000),), ())"
+    for name, values, example in zip(names[1:], given, examples, strict=True):
+        if values and not (len(values) == len(attributes) and all(map(_is_list, values))):
+            raise ValueError(
+                f"{name}={values!r} must have a list for each of the {len(attributes)} sets of attributes, "
+                f"as in {example} for two, or be empty"
             )
     found: dict[str, dict[str, Any]] = {}
     for number, one in enumerate(attributes):
@@ -91,11 +96,18 @@ def attribute_sets(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
 def name_of(files: Sequence[str], taken: Container[str]) -> str:
     """What a set of attributes is called: by the runs that learned them, or by their files."""
     paths = [Path(file) for file in files]
-    stems = [path.parent.name if path.name == FILE_NAME else path.stem for path in paths]
-    stem = "+".join(slug(re.sub("[-_ ]+", " ", stem)) or "attribute" for stem in stems) or "none"
+    stems = [
+        path.parent.name if path.name == FILE_NAME else path.name.removesuffix(".safetensors")
+        for path in paths
+    ]
+    stem = "+".join(re.sub(r"[^\w.-]+", "-", stem).strip(".") or "attribute" for stem in stems) or "none"
     numbered = (f"{stem}-{i}" for i in count(2))
     return next(name for name in chain([stem], numbered) if name not in taken)
 
@@ -112,12 +124,12 @@ def prompts_with(own: Set[str], words: Set[str], prompts: Sequence[str], name: s
     Raises:
         ValueError: there are none.
     """
-    found = [
-        prompt
-        for prompt in prompts
-        if (not own or any(word in prompt for word in own))
-        and not any(word in prompt for word in words - own)
-    ]
+
+    def said(prompt: str) -> Set[str]:
+        there = {word for word in words if word in prompt}
+        return {word for word in there if not any(word in other for other in there - {word})}
+
+    found = [prompt for prompt in prompts if said(prompt) <= own and bool(said(prompt)) == bool(own)]
     if not found:
         raise ValueError(
             f"no prompt is for {name}: write one with {' or '.join(sorted(own)) or 'none of the words'}, and "
@@ -127,9 +139,19 @@ def prompts_with(own: Set[str], words: Set[str], prompts: Sequence[str], name: s
 
 
 def with_attributes(
-    pipeline: Pipeline, adapters: dict[str, Any], learned: Sequence[Attribute], config: Mapping[str, Any]
+    pipeline: Pipeline,
+    adapters: dict[str, Any],
+    learned: Sequence[Attribute],
+    config: Mapping[str, Any],
+    digest: str,
 ) -> Applied:
     """The base and its adapters with the config's learned attributes, each at its strength and timesteps.
+
+    Args:
+        pipeline, adapters: the base and what else is added to it.
+        learned: the attributes.
+        config: whose ``prompts`` are those that are made with them.
+        digest: ``weights_digest`` of the base.
 
     Raises:
         ValueError: strengths or timesteps do not fit the attributes, no prompt has an attribute's word, or as
@@ -138,8 +160,8 @@ def with_attributes(
     if not learned:
         return Applied(pipeline, adapters, [], guidance_of([]), {})
     chosen = with_strengths(learned, config["attribute_strengths"], "attribute")
-    timesteps = [tuple(pair) for pair in config["attribute_timesteps"]]
-    if timesteps and len(timesteps) != len(learned):
+    timesteps = [tuple(pair) if _is_list(pair) else (pair,) for pair in config["attribute_timesteps"]]
+    if timesteps and (len(timesteps) != len(learned) or any(len(pair) != 2 for pair in timesteps)):
         raise ValueError(
             f"{len(timesteps)} attribute_timesteps for {len(learned)} attributes: give one (low, high) each, "
             "or none"
@@ -150,7 +172,6 @@ def with_attributes(
                 f"no prompt has {one.word} in it, the word of the {one.attribute} that was learned: write it "
                 f"where the {one.attribute} belongs, as in {one.recipe.get('example', f'a red {one.word}')!r}"
             )
-    digest = weights_digest(pipeline.path, config["variant"] or None)
     applied = apply_attributes(
         pipeline,
         chosen,

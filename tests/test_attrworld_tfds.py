@@ -244,6 +244,21 @@ def test_an_epoch_has_each_pair_once_and_the_next_another_order(smallest_base):
     assert other(0)["made"].picture[:, 0, 0, 0].tolist() != read[0]
 
 
+def test_rows_of_a_batch_are_different_pairs_of_the_attribute(smallest_base):
+    word = new_word(load_pipeline(smallest_base), "<shape>", "at", 2, "placeholder")
+    white = np.full((8, 8, 3), 255, np.uint8)
+    rows = [
+        {"picture_a": white, "picture_b": white // 250 * i, "asked": "a {}", "attribute": int(i % 4 == 0)}
+        for i in range(200)
+    ]
+    batch_at = stored_at(
+        jax.random.key(0), Pairs(Path(), rows, ("appearance", "shape")), 16, "shape", word, 77, 8
+    )
+    for step in range(4):
+        read = np.round((batch_at(step)["made"].picture[:, 0, 0, 0] + 1) * 127.5).astype(int)
+        assert (read % 4 == 0).all() and len({*read.tolist()}) > 10  # some meet by chance
+
+
 def test_a_data_set_without_the_fields_of_pairs_is_refused(directory, built):
     (path,) = directory.glob("**/dataset_info.json")
     with pytest.raises(ValueError, match="has no picture_a, picture_b, asked"):

@@ -55,20 +55,40 @@ def test_each_set_makes_the_pictures_that_it_makes_alone(files, small_base, tmp_
     assert not made
     record = json.loads((tmp_path / "all/run.json").read_text())
     assert len(record["chosen"]["pictures"]) == 10
-    assert Image.open(tmp_path / "all/grid.png").size[1] > 5 * 24
+    assert Image.open(tmp_path / "all/grid.png").size[1] > 5 * 128
     first = [tmp_path / f"all/samples/{name}" for name in ("mug", "star", "mug+delft")]
     pictures = {next(path.glob("a-red-*-0.png")).read_bytes() for path in first}
     assert len(pictures) == 3
 
 
-def test_sets_fit_themselves(files, small_base, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attribute_strengths": ((1.0,),)}, "must have a list for each of the 2 sets of attributes"),
+        ({"attribute_strengths": (0.0, 0.5)}, "attribute_strengths=.*must have a list for each"),
+        ({"attribute_timesteps": ((300, 1000), (0, 700))}, "give one .low, high. each"),
+        ({"attribute_timesteps": (300, 1000)}, "attribute_timesteps=.*must have a list for each"),
+        ({"attributes": ((("x",),),)}, "must be a list of files"),
+        ({"attributes": (("x",), 1)}, "must be a list of files"),
+        (
+            {"prompts": ("a <shape>", "a cat")},
+            "no set of attributes makes 'a cat': a prompt has",
+        ),
+        (
+            {"attributes": ("mug", ("delft",))},
+            "no prompt is for delft: write one with <look>, and without",
+        ),
+    ],
+)
+def test_sets_fit_themselves(changes, message, files, small_base, tmp_path):
     config = config_of(small_base, attributes=((files["mug"],), (files["star"],)), prompts=("a <shape>",))
-    config.attribute_strengths = ((1.0,),)
-    with pytest.raises(ValueError, match="1 attribute_strengths for 2 sets of attributes: give a list"):
-        sample(config, str(tmp_path / "strengths"))
-    config.update({"attribute_strengths": (), "attributes": ((files["mug"],), (files["delft"],))})
-    with pytest.raises(ValueError, match="no prompt is for delft: write one with <look>, and with"):
-        sample(config, str(tmp_path / "prompts"))
+    sets = changes.get("attributes", ())
+    if "mug" in sets:
+        changes = {"attributes": (files["mug"], (files["delft"],))}
+    config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        sample(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_in_one_list_are_one_set():
@@ -81,9 +101,8 @@ def test_files_in_one_list_are_one_set():
 
 
 def test_sets_are_called_after_what_learned_them_and_never_alike():
-    assert name_of(["runs/my_mug", "x/attribute.safetensors", "Delft.safetensors"], ()).startswith(
-        "my-mug+x+delft"
-    )
+    assert name_of(["runs/my_mug", "x/attribute.safetensors", "b c.safetensors"], ()) == "my_mug+x+b-c"
+    assert name_of(["runs/lr0.1"], ()) == "lr0.1" and name_of([".."], ()) == "attribute"
     assert name_of(["runs/mug"], {"mug"}) == "mug-2"
     assert name_of(["runs/mug"], {"mug", "mug-2"}) == "mug-3"
     assert name_of([], ()) == "none"
@@ -95,3 +114,6 @@ def test_prompts_go_to_the_sets_that_know_their_words():
     assert prompts_with({"<s>"}, words, prompts, "x") == ["a <s>"]
     assert prompts_with(words, words, prompts, "x") == prompts[:3]
     assert prompts_with(set(), words, prompts, "x") == ["a cat"]
+    # A word may lie within another.
+    assert prompts_with({"sks2"}, {"sks", "sks2"}, ["a sks", "a sks2"], "x") == ["a sks2"]
+    assert prompts_with({"sks"}, {"sks", "sks2"}, ["a sks", "a sks2"], "x") == ["a sks"]

@@ -20,7 +20,7 @@ from attrjax.attributes import phases, stack
 from attrjax.attributes.concepts import Concept
 from attrjax.fit import STEPS
 from attrjax.metrics_log import METRICS
-from attrjax.parallel.mesh import make_mesh, place_batch
+from attrjax.parallel.mesh import local_mesh, make_mesh, place_batch
 from attrjax.parallel.start import start
 from attrjax.training import init_state, make_optimizer, make_step, train
 
@@ -98,14 +98,16 @@ def learn_all(workdir, *, devices=None, most=None, then=lambda step: None):
     directories = [Path(workdir) / f"c{i}" for i in range(len(MADE))]
     roots = [jax.random.fold_in(jax.random.key(one.config.seed), STEPS) for one in concepts]
     most = most or -(-len(MADE) // mesh.size)
+    own = {i: stack.own_of(begun(i), roots[i], MADE[i]) for i in local}
     turn = phases.Turn(
         config=concepts[0].config,
         mesh=mesh,
         most=most,
         concepts=concepts,
         runs={i: SimpleNamespace(directory=directories[i], i=i) for i in local if i % mesh.size in places},
-        batch_of={i: functools.partial(batch_at, i) for i in local},
-        own={i: stack.own_of(begun(i), roots[i], MADE[i]) for i in local},
+        batches_of=lambda rows: (
+            lambda step: stack.stacked([{**own[i], "pairs": batch_at(i, step)} for i in rows])
+        ),
         ends={i: ENDS[i] if (directories[i] / f"{ENDS[i]}.npz").exists() else None for i in range(len(MADE))},
         step_fn=stack.make_stacked_step(loss_fn, OPTIMIZER, mesh, ema_decay=0.9),
         frozen=FROZEN,
@@ -238,6 +240,23 @@ def several_processes(workdir, expected, port, process):
     same([dict(np.load(Path(expected) / f"c{i}" / f"{ENDS[i]}.npz")) for i in mine], found, atol=1e-6)
 
 
+def placed_by_two(port, process):
+    """In one of two processes with two devices each: rows that lie where they belong stay there."""
+    start(f"localhost:{port}", 2, process)
+    mesh = make_mesh(concept=-1, data=1)
+    rows = np.arange(24, dtype=np.float32).reshape(4, 3, 2)[2 * process :][:2]
+    here = place_batch(local_mesh(mesh), rows)
+    lying = jax.numpy.concatenate([here, -here], axis=1)
+    found = place_batch(mesh, lying)
+    assert found.shape == (4, 6, 2) and not found.is_fully_addressable
+    for shard in found.addressable_shards:
+        own = next(one.data for one in lying.addressable_shards if one.device == shard.device)
+        assert shard.data.unsafe_buffer_pointer() == own.unsafe_buffer_pointer()
+        row = shard.index[0].start
+        expected = np.arange(24, dtype=np.float32).reshape(4, 3, 2)[row : row + 1]
+        np.testing.assert_array_equal(shard.data, np.concatenate([expected, -expected], axis=1))
+
+
 def begin(call, devices):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     program = f"from tests import test_stack; test_stack.{call}"
@@ -251,13 +270,21 @@ def test_four_devices_learn_as_one_does_and_tell_each_other_nothing(whole, tmp_p
     assert process.returncode == 0, output
 
 
-def test_two_processes_learn_as_one_does_and_write_once(whole, tmp_path):
+def run_two(call, devices):
+    """Let two processes make a call, with a port and their numbers as its last arguments."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         port = server.getsockname()[1]
-    calls = [f"several_processes({str(tmp_path)!r}, {str(whole[0])!r}, {port}, {i})" for i in range(2)]
-    processes = [begin(call, devices=1) for call in calls]
+    processes = [begin(f"{call}{port}, {i})", devices=devices) for i in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "".join(outputs)
+
+
+def test_two_processes_learn_as_one_does_and_write_once(whole, tmp_path):
+    run_two(f"several_processes({str(tmp_path)!r}, {str(whole[0])!r}, ", devices=1)
     for i, end in enumerate(ENDS):  # each line of metrics is there once
         assert [step for step, _ in logged(tmp_path, i)] == list(range(1, end + 1))
+
+
+def test_rows_that_lie_on_a_process_s_devices_are_not_copied():
+    run_two("placed_by_two(", devices=2)

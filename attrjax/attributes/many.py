@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from attrjax.attributes import stack
 from attrjax.attributes.base import Base, load_base
-from attrjax.attributes.batches import Tools, make_tools, prior, source_of
+from attrjax.attributes.batches import Tools, make_tools, prior, source_of, stacked_batches
 from attrjax.attributes.concepts import STACKS, Concept, check_references, read_list, recipe_for
 from attrjax.attributes.learner import Learner, begun_of, first_params, frozen_of, loss_of, make_learner
 from attrjax.attributes.list_report import save_card, write_list_report
@@ -216,15 +216,18 @@ def learn(shop: Workshop, concepts: list[Concept], directory: Path, where: str, 
             sources[i] = source_of(own, learner, root, shop.prior_of(own))
             key = jax.random.fold_in(root, STEPS)
             constants[i] = stack.own_of(begun_of(learner), key, own.steps)
+
+        def batches_of(rows: list[int]) -> Callable[[int], Any]:
+            each = [sources[i] for i in rows], [constants[i] for i in rows]
+            return stacked_batches(*each, shop.tools, local_mesh(mesh))
+
         turn = Turn(
             config=config,
             mesh=mesh,
             most=shop.most,
             concepts=concepts,
             runs=runs,
-            tools=shop.tools,
-            sources=sources,
-            own=constants,
+            batches_of=batches_of,
             ends=ends,
             step_fn=shop.step_of(learners[local[0]]),
             frozen=frozen_of(config, learners[local[0]]),

@@ -6,7 +6,7 @@ that were made give back their last checkpoint at once.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from attrjax.attributes import stack
-from attrjax.attributes.batches import Source, Tools, stacked_batches
 from attrjax.attributes.concepts import Concept
 from attrjax.attributes.probing import Run, last_probe, look
 from attrjax.metrics_log import MetricsLog
-from attrjax.parallel.mesh import local_mesh
 from attrjax.training import Result, StepFn, TrainState, as_floats, train
 
 
@@ -33,9 +31,7 @@ class Turn(NamedTuple):
         most: rows of a device in the largest stack.
         concepts: all of them.
         runs: of those that this process measures and writes.
-        tools: of ``batches.make_tools``.
-        sources: of batches, of those in this process's rows.
-        own: what those have of their own, of ``stack.own_of``.
+        batches_of: from the concepts of this process's rows to their ``batch_at``.
         ends: the steps at which concepts have ended, None where that is not known yet; it changes.
         step_fn: of ``stack.make_stacked_step``.
         frozen: of ``learner.frozen_of``.
@@ -48,9 +44,7 @@ class Turn(NamedTuple):
     most: int
     concepts: list[Concept]
     runs: Mapping[int, Run]
-    tools: Tools
-    sources: Mapping[int, Source]
-    own: Mapping[int, dict[str, np.ndarray]]
+    batches_of: Callable[[list[int]], Callable[[int], Any]]
     ends: dict[int, int | None]
     step_fn: StepFn
     frozen: Any
@@ -94,8 +88,6 @@ def train_phase(turn: Turn, rows: stack.Rows, state: TrainState, first: int) -> 
     }
     logs: dict[int, MetricsLog] = {}
 
-    sources, constants = [turn.sources[i] for i in local], [turn.own[i] for i in local]
-
     def read(step: int, metrics: Any) -> dict[str, float]:
         """The metrics of each concept into its own log, and their means for that of the stack."""
         parts = {place: stack.at(dict(metrics), mesh, place) for place in places}
@@ -132,7 +124,7 @@ def train_phase(turn: Turn, rows: stack.Rows, state: TrainState, first: int) -> 
         return train(
             state,
             turn.step_fn,
-            stacked_batches(sources, constants, turn.tools, local_mesh(mesh)),
+            turn.batches_of(local),
             root_key=None,
             begun=first,
             steps=next(filter(fewer, range(first + every, longest, every)), longest),

@@ -90,9 +90,8 @@ def stored_at(
 ) -> Callable[[int], dict[str, Any]]:
     """``batch_at`` of pairs: as ``attrworld.sharing.sharing_at``, with pictures in the place of scenes.
 
-    Where all examples share the attribute an epoch has each of them once. Else each row of a batch has a few
-    places of the order to itself, as many as there are attributes, and reads on from there to the first
-    example that shares its own.
+    An epoch has each example once. Where one does not share the attribute, that in the same place of the next
+    epoch's order is taken, or of the one behind it, so that rows of a batch do not take each other's.
 
     Args:
         root: the run's root key.
@@ -105,13 +104,13 @@ def stored_at(
     """
     import grain
 
-    rows, apart = rows_here(batch_size), max(1, len(pairs.attributes))
+    rows, count = rows_here(batch_size), len(pairs.rows)
     seed = int(jax.random.bits(jax.random.fold_in(root, DATA), dtype=jnp.uint32))
     order = grain.MapDataset.source(pairs.rows).seed(seed).shuffle().repeat()
 
     def read(number: int) -> tuple[Any, ...]:
-        for place in range(apart * number, apart * number + TRIES):
-            row: Any = order[place]
+        for epoch in range(TRIES):
+            row: Any = order[number + epoch * count]
             if not pairs.attributes or pairs.attributes[row["attribute"]] == attribute:
                 return (
                     *_shown(row, "a", size),
