@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from attrjax.attrworld.bundled import BASE
 from attrjax.checkpoints import pipeline as pipeline_module
-from attrjax.checkpoints.pipeline import STEMS, load_pipeline, save_pipeline
+from attrjax.checkpoints.pipeline import STEMS, build_network, load_pipeline, save_pipeline
+from attrjax.models import attention, convolution, layers
 from tests import tiny
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
@@ -285,3 +287,12 @@ def test_a_safety_checker_is_dropped_and_said_to_be(small_base, tmp_path):
     save_pipeline(tmp_path / "b", load_pipeline(tmp_path / "a"))
     index = json.loads((tmp_path / "b" / "model_index.json").read_text())
     assert index["safety_checker"] == [None, None] and index["requires_safety_checker"] is False
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "image_encoder"])
+def test_shapes_are_those_of_networks_that_are_traced_in_full(name, monkeypatch):
+    config = json.loads((BASE / name / "config.json").read_text())
+    quick = build_network(name, config, param_dtype=jnp.bfloat16)[1]
+    for module in (layers, attention, convolution):
+        monkeypatch.setattr(module, "shapes_alone", lambda: False)
+    assert quick == build_network(name, config, param_dtype=jnp.bfloat16)[1]

@@ -19,7 +19,7 @@ from attrjax.checkpoints import configs
 from attrjax.checkpoints.files import find_weights, read_json, weight_names, write_json
 from attrjax.checkpoints.hub import find_base
 from attrjax.checkpoints.params import Params, ShardingRule, load_params, save_params
-from attrjax.models.attention import unlogged
+from attrjax.models.abstract import for_shapes
 from attrjax.models.clip_text import CLIPTextModel
 from attrjax.models.clip_vision import CLIPVisionModel
 from attrjax.models.unet import UNet2DCondition, abstract_params
@@ -191,14 +191,19 @@ def build_network(
             options |= {"dtype": jnp.float32}
         vae = AutoencoderKL(**configs.vae_arguments(config), **options)
         side = 2 ** (len(vae.block_out_channels) - 1)
-        return vae, jax.eval_shape(vae.init, key, jnp.zeros((1, side, side, vae.in_channels)))["params"]
+        return vae, _shapes_of(vae, key, jnp.zeros((1, side, side, vae.in_channels)))
     projection = None if torch_class is None else torch_class.endswith("WithProjection")
     if name == "image_encoder":
         vision = CLIPVisionModel(**configs.clip_vision_arguments(config, projection=projection), **options)
         pixels = jnp.zeros((1, vision.image_size, vision.image_size, vision.num_channels))
-        return vision, jax.eval_shape(vision.init, key, pixels)["params"]
+        return vision, _shapes_of(vision, key, pixels)
     text = CLIPTextModel(**configs.clip_text_arguments(config, projection=projection), **options)
-    return text, jax.eval_shape(text.init, key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return text, _shapes_of(text, key, jnp.zeros((1, 1), jnp.int32))
+
+
+def _shapes_of(network: nn.Module, *arguments: Any) -> Params:
+    with for_shapes():
+        return jax.eval_shape(network.init, *arguments)["params"]
 
 
 def _read_model_index(base: Path, chosen: bool) -> dict[str, Any]:
@@ -271,8 +276,7 @@ def load_component(
     start = time.perf_counter()
     config = _read_config(folder / "config.json")
     find_weights(folder, STEMS[name], variant)  # a pickle is told before shapes are worked out
-    with unlogged():
-        module, abstract = build_network(name, config, torch_class, **options)
+    module, abstract = build_network(name, config, torch_class, **options)
     params = load_params(
         folder,
         STEMS[name],

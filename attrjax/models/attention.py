@@ -8,9 +8,6 @@
 """
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +17,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-_UNLOGGED: ContextVar[bool] = ContextVar("unlogged", default=False)
+from attrjax.models.abstract import shapes_alone
+
 IMPLEMENTATIONS = ("xla", "chunked", "cudnn", "splash")
 # Logits of one head in a block. At 2 MiB they stay in a CPU's shared cache, and the products around them are
 # large enough for several cores.
@@ -56,11 +54,12 @@ def dot_product_attention(
     """
     choice = choose_attention(q.shape, k.shape, q.dtype, implementation=implementation)
     (_, t, n, h), s = q.shape, k.shape[1]
-    if not _UNLOGGED.get():
-        _log_once(
-            f"attention {t}x{s} heads {n}x{h} {q.dtype.name} on {jax.default_backend()}: {choice.name}",
-            choice.reason,
-        )
+    if shapes_alone():
+        return q
+    _log_once(
+        f"attention {t}x{s} heads {n}x{h} {q.dtype.name} on {jax.default_backend()}: {choice.name}",
+        choice.reason,
+    )
     attend = {"xla": _plain, "chunked": _chunked, "cudnn": _cudnn, "splash": _splash}[choice.name]
     if choice.name == "splash" and (axes := _free_axes()):
         # The compiler cannot divide a custom kernel, so that each device is given its own rows here.
@@ -133,16 +132,6 @@ def _rows_of_own(rows: int) -> bool:
     if jax.device_count() == 1 or (mesh.axis_names and not _free_axes()):
         return True
     return bool(mesh.axis_names) and rows % mesh.size == 0
-
-
-@contextmanager
-def unlogged() -> Iterator[None]:
-    """Say nothing of choices made inside, as where a network is traced for its parameters' shapes alone."""
-    token = _UNLOGGED.set(True)
-    try:
-        yield
-    finally:
-        _UNLOGGED.reset(token)
 
 
 @functools.cache

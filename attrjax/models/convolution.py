@@ -19,6 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
+from attrjax.models.abstract import shapes_alone
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # All limits below were measured on two Zen 4 cores (float32, 320 to 2560 channels).
@@ -75,6 +77,7 @@ def conv2d(
     that do not run as Winograd products ignore it.
     """
     form = choose_form(x.shape, kernel.shape, x.dtype, strides, padding, prepared is not None)
+    form = "direct" if shapes_alone() else form
     if form == "winograd":
         if prepared is None and kernel.size <= KEPT_UP_TO:
             prepared = winograd_kernel(kernel)

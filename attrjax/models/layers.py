@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from attrjax.models.abstract import shapes_alone
 from attrjax.models.convolution import conv2d
 
 
@@ -25,7 +26,7 @@ def param_of(
         ValueError: what is there has another shape.
     """
     if not module.has_variable("params", name):
-        return module.param(name, init, shape, dtype)
+        return module.param(name, nn.initializers.zeros if shapes_alone() else init, shape, dtype)
     value: Array = module.get_variable("params", name)
     if value.shape != shape:
         raise ValueError(f"{'/'.join(module.path)}/{name} must be of shape {shape}, not {value.shape}")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from attrjax.models.abstract import for_shapes
 from attrjax.models.layers import Conv, GroupNorm
 from attrjax.models.unet_blocks import (
     Conditioning,
@@ -378,4 +379,5 @@ def abstract_params(
             image_context=image,
         )["params"]
 
-    return jax.eval_shape(init)
+    with for_shapes():
+        return jax.eval_shape(init)
