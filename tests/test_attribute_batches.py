@@ -9,7 +9,7 @@ import pytest
 from attrjax.attributes import batches as batching
 from attrjax.attributes.base import load_base
 from attrjax.attributes.batches import batch_like, make_tools, prior
-from attrjax.attributes.learner import make_learner
+from attrjax.attributes.learner import DATA, make_learner
 from attrjax.attributes.pair_prompts import prior_prompts
 from attrjax.data.prompts import tokenize
 from attrjax.parallel.mesh import batch_shapes, make_mesh, place_batch
@@ -125,6 +125,25 @@ def test_a_stack_s_rows_are_each_reference_s_own_batch(case, small_base, referen
         for name, leaf in expected.items():
             np.testing.assert_allclose(found[name], leaf, atol=1e-4, err_msg=name)
     assert np.abs(alone[0]["latents"] - alone[2]["latents"]).max() > 0.1
+
+
+def test_a_step_s_keys_are_folded_from_its_number(small_base, reference):
+    config = small(shape.get_config(), small_base, reference, batch_size=2)
+    one, root = make_learner(config, load_base(config)), jax.random.key(5)
+    source = batching.source_of(config, one, root, None)
+    for step in (0, 255, 256, 700, 3):
+        key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
+        asked = source.ask(step)
+        np.testing.assert_array_equal(asked.key, jax.random.key_data(key))
+        of_host = np.asarray(jax.random.key_data(jax.random.fold_in(key, 2)))
+        assert asked.generator.random() == np.random.default_rng(of_host).random()
+
+
+def test_the_next_step_is_begun_before_it_is_asked_for():
+    begun = []
+    give = batching.one_ahead(lambda step: begun.append(step) or step)
+    assert [give(step) for step in (4, 5, 6)] == [4, 5, 6] and begun == [4, 5, 6, 7]
+    assert give(2) == 2 and begun == [4, 5, 6, 7, 2, 3]
 
 
 @pytest.mark.parametrize("changes", [{}, {"pairs": "whole", "prior.count": 0}])

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from attrjax.attributes.learner import DATA, HERE, PRIOR, Learner
 from attrjax.attributes.pair_prompts import framed, prior_prompts, say
 from attrjax.attributes.sources import continued, pure
 from attrjax.attrworld.judges import LEAST_FOREGROUND, foreground
-from attrjax.attrworld.scenes import generator_of
 from attrjax.checkpoints.pipeline import Pipeline
 from attrjax.compiling import quick
 from attrjax.data.pictures import to_floats
@@ -29,6 +28,9 @@ from attrjax.models.vae import scale_latents
 from attrjax.parallel.mesh import AXES, make_mesh, place_batch, place_state
 from attrjax.runs import plain
 
+T = TypeVar("T")
+# Steps whose keys are made at once. What the host reads of a device waits for the train step that runs there.
+KEYS = 256
 # Pixels of targets that a device encodes at once: more fill no accelerator better, and need memory.
 MOST_PIXELS = 8 * 512**2
 
@@ -55,13 +57,13 @@ class Asked(NamedTuple):
     """What a step's batch of one reference is drawn of.
 
     Attributes:
-        key: of ``Tools.draw``.
+        key: data of the key of ``Tools.draw``.
         given: what the last pairs' targets are of, as the base made it; None for none.
         said: the prompts of these pairs.
         generator: of all that is drawn beside the pictures.
     """
 
-    key: Key[Array, ""]
+    key: np.ndarray
     given: Any
     said: list[str]
     generator: np.random.Generator
@@ -174,9 +176,16 @@ def source_of(
     known = own["known"] if own is not None else []
     crossed = int(config["crossed"] * rows) if len(known) and config["pairs"] != "whole" else 0
 
+    @functools.lru_cache(maxsize=2)
+    def keys_from(first: int) -> tuple[np.ndarray, np.ndarray]:
+        steps = jnp.arange(first, first + KEYS)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(root, DATA)))(steps)
+        of_host = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+        return jax.device_get((jax.random.key_data(keys), jax.random.key_data(of_host)))
+
     def ask(step: int) -> Asked:
-        key = jax.random.fold_in(jax.random.fold_in(root, DATA), step)
-        generator = generator_of(jax.random.fold_in(key, 2))
+        key, of_host = (keys[step % KEYS] for keys in keys_from(step - step % KEYS))
+        generator = np.random.default_rng(of_host)
         if own is None or not crossed:
             return Asked(key, None, [], generator)
         which = generator.integers(0, len(known), crossed)
@@ -220,9 +229,15 @@ def batches(
     """
     source, reference = source_of(config, learner, root, own), learner.reference
 
-    def batch_at(step: int) -> dict[str, Any]:
+    def begin(step: int) -> tuple[Asked, Any]:
         asked = source.ask(step)
-        batch, drawn = tools.draw(asked.key, reference.picture, reference.mask, asked.given)
+        key = jax.random.wrap_key_data(jnp.asarray(asked.key))
+        return asked, tools.draw(key, reference.picture, reference.mask, asked.given)
+
+    drawn_at = one_ahead(begin)
+
+    def batch_at(step: int) -> dict[str, Any]:
+        asked, (batch, drawn) = drawn_at(step)
         return _with_own(batch, source.say(asked, jax.device_get(drawn)), axis=0)
 
     return batch_at
@@ -247,17 +262,27 @@ def stacked_batches(
     references = stacked([(source.reference.picture, source.reference.mask) for source in sources])
     fixed = stacked(list(constants))
 
-    def batch_at(step: int) -> dict[str, Any]:
+    def begin(step: int) -> tuple[list[Asked], Any]:
         asked = [source.ask(step) for source in sources]
         if len({one.given is None for one in asked}) == 1:
-            keys = stacked([np.asarray(jax.random.key_data(one.key)) for one in asked])
-            batch, drawn = tools.draw_many(keys, *references, stacked([one.given for one in asked]))
-        else:  # of some the base has made nothing that pairs can be crossed with: those are another program
-            alone = [
-                tools.draw(one.key, source.reference.picture, source.reference.mask, one.given)
-                for one, source in zip(asked, sources, strict=True)
-            ]
-            batch, drawn = stacked(jax.device_get(alone))
+            keys = stacked([one.key for one in asked])
+            return asked, tools.draw_many(keys, *references, stacked([one.given for one in asked]))
+        # Of some the base has made nothing that pairs can be crossed with: those are another program.
+        alone = [
+            tools.draw(
+                jax.random.wrap_key_data(jnp.asarray(one.key)),
+                source.reference.picture,
+                source.reference.mask,
+                one.given,
+            )
+            for one, source in zip(asked, sources, strict=True)
+        ]
+        return asked, stacked(jax.device_get(alone))
+
+    drawn_at = one_ahead(begin)
+
+    def batch_at(step: int) -> dict[str, Any]:
+        asked, (batch, drawn) = drawn_at(step)
         drawn = jax.device_get(drawn)
         said = stacked(
             [
@@ -268,6 +293,21 @@ def stacked_batches(
         return {**fixed, "pairs": _with_own(batch, said, axis=1)}
 
     return batch_at
+
+
+def one_ahead(begin: Callable[[int], T]) -> Callable[[int], T]:
+    """What ``begin`` gives of a step, that of the next one begun, too: so a device has pairs to draw while
+    the host still says what is in these.
+    """
+    begun: dict[int, T] = {}
+
+    def give(step: int) -> T:
+        now = begun.pop(step) if step in begun else begin(step)
+        begun.clear()
+        begun[step + 1] = begin(step + 1)
+        return now
+
+    return give
 
 
 def _with_own(batch: dict[str, Any], said: dict[str, Any], axis: int) -> dict[str, Any]:
