@@ -298,11 +298,12 @@ def compiled_for_four(base, directory):
     config = recipe(base, paths)
     config.prior.count = 0
     one = learner.make_learner(config, load_base(config))
-    root, programs = jax.random.key(0), []
+    root, programs = jax.random.key(0), {}
     tools = batches.make_tools(config, one.pipeline, mesh)
 
     def draw_many(*arguments):
-        programs.append(tools.draw_many.func.lower(*tools.draw_many.args, *arguments).compile().as_text())
+        lowered = tools.draw_many.func.lower(*tools.draw_many.args, *arguments)
+        programs["draw"] = lowered.compile().as_text()
         return tools.draw_many(*arguments)
 
     own = stack.own_of(learner.begun_of(one), root, 2)
@@ -317,8 +318,9 @@ def compiled_for_four(base, directory):
     assert where[0] == where[1]
     state = stack.first_stack([learner.first_params(one)] * 4, config.optimizer, mesh, ema=False)
     step = stack.make_stacked_step(learner.loss_of(config, one), config.optimizer, mesh, ema_decay=0.0)
-    programs.append(step.lower(state, placed, None, learner.frozen_of(config, one)).compile().as_text())
-    print(*programs)
+    lowered = step.lower(state, placed, None, learner.frozen_of(config, one))
+    programs["step"] = lowered.compile().as_text()
+    print(*programs.values())
 
 
 def test_devices_that_learn_references_of_their_own_tell_each_other_nothing(smallest_base, pictures):
