@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -235,12 +236,16 @@ def test_an_epoch_has_each_pair_once_and_the_next_another_order(smallest_base):
     rows = [
         {"picture_a": white, "picture_b": white // 20 * i, "asked": "a {}", "told": f"{i}"} for i in range(12)
     ]
-    batch_at = stored_at(jax.random.key(0), Pairs(Path(), rows, ()), 4, "shape", word, 77, 8)
+    batch_at = stored_at(
+        jax.random.key(0), Pairs(Path(), grain.MapDataset.source(rows), ()), 4, "shape", word, 77, 8
+    )
     read = [batch_at(step)["made"].picture[:, 0, 0, 0].tolist() for step in range(6)]
     first, second = sum(read[:3], []), sum(read[3:], [])
     assert sorted(first) == sorted(second) == sorted({*first}) and len(first) == 12
     assert first != second
-    other = stored_at(jax.random.key(1), Pairs(Path(), rows, ()), 4, "shape", word, 77, 8)
+    other = stored_at(
+        jax.random.key(1), Pairs(Path(), grain.MapDataset.source(rows), ()), 4, "shape", word, 77, 8
+    )
     assert other(0)["made"].picture[:, 0, 0, 0].tolist() != read[0]
 
 
@@ -252,7 +257,13 @@ def test_rows_of_a_batch_are_different_pairs_of_the_attribute(smallest_base):
         for i in range(200)
     ]
     batch_at = stored_at(
-        jax.random.key(0), Pairs(Path(), rows, ("appearance", "shape")), 16, "shape", word, 77, 8
+        jax.random.key(0),
+        Pairs(Path(), grain.MapDataset.source(rows), ("appearance", "shape")),
+        16,
+        "shape",
+        word,
+        77,
+        8,
     )
     for step in range(4):
         read = np.round((batch_at(step)["made"].picture[:, 0, 0, 0] + 1) * 127.5).astype(int)

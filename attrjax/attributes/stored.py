@@ -4,7 +4,7 @@ Grain shuffles them, anew in every epoch, and gives any place of that order at o
 what it would have read, and of several processes each reads its own rows alone, which together are the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +37,12 @@ class Pairs(NamedTuple):
 
     Attributes:
         path: of the data set.
-        rows: its examples.
+        rows: its examples, a ``grain.MapDataset``.
         attributes: names of the label "attribute"; none where the examples have no such label.
     """
 
     path: Path
-    rows: Sequence[Mapping[str, Any]]
+    rows: Any
     attributes: tuple[str, ...]
 
 
@@ -55,7 +55,7 @@ def open_pairs(directory: str, split: str) -> Pairs:
             fields, has another "attribute" than a label, or a format without random access.
     """
     try:
-        import grain  # noqa: F401  (of stored_at)
+        import grain
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ValueError("config.dataset needs TFDS and Grain: pip install 'attrjax[tfds]'") from error
@@ -78,7 +78,7 @@ def open_pairs(directory: str, split: str) -> Pairs:
         if not set(names) & set(ATTRIBUTES):
             raise ValueError(f"{path}: attribute must be a label with the classes {', '.join(ATTRIBUTES)}")
     try:
-        return Pairs(path, builder.as_data_source(split), names)
+        return Pairs(path, grain.MapDataset.source(builder.as_data_source(split)), names)
     except NotImplementedError as error:
         raise ValueError(
             f"{path} has a format without random access: prepare it with file_format='array_record'"
@@ -102,11 +102,9 @@ def stored_at(
         length: of tokenized captions.
         size: of pictures, in pixels.
     """
-    import grain
-
     rows, count = rows_here(batch_size), len(pairs.rows)
     seed = int(jax.random.bits(jax.random.fold_in(root, DATA), dtype=jnp.uint32))
-    order = grain.MapDataset.source(pairs.rows).seed(seed).shuffle().repeat()
+    order = pairs.rows.seed(seed).shuffle().repeat()
 
     def read(number: int) -> tuple[Any, ...]:
         for epoch in range(TRIES):
