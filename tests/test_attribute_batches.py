@@ -141,9 +141,26 @@ def test_a_step_s_keys_are_folded_from_its_number(small_base, reference):
 
 def test_the_next_step_is_begun_before_it_is_asked_for():
     begun = []
-    give = batching.one_ahead(lambda step: begun.append(step) or step)
+    give = batching.one_ahead(lambda step: begun.append(step) or step, end=8)
     assert [give(step) for step in (4, 5, 6)] == [4, 5, 6] and begun == [4, 5, 6, 7]
     assert give(2) == 2 and begun == [4, 5, 6, 7, 2, 3]
+    assert give(7) == 7 and give(9) == 9 and begun[6:] == [7, 9]  # none behind the last
+
+
+def test_what_draws_pairs_is_compiled_before_the_first_are_drawn(small_base, reference, caplog):
+    config = small(shape.get_config(), small_base, reference, batch_size=2)
+    base, root = load_base(config), jax.random.key(0)
+    one, tools = make_learner(config, base), make_tools(config, base.pipeline)
+    caplog.set_level("WARNING")
+
+    def compiled(call):
+        caplog.clear()
+        with jax.log_compiles():
+            call()
+        return "Compiling jit(draw)" in caplog.text
+
+    assert compiled(lambda: batching.compile_draw(config, one, root, tools, None))
+    assert not compiled(lambda: batching.batches(config, one, root, tools, None)(0))
 
 
 @pytest.mark.parametrize("changes", [{}, {"pairs": "whole", "prior.count": 0}])

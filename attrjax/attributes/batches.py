@@ -48,7 +48,7 @@ class Tools(NamedTuple):
     """
 
     encode: Callable[..., Float[Array, "b h w c"]]
-    draw: Callable[..., tuple[dict[str, Array], Any]]
+    draw: functools.partial
     draw_shapes: Callable[..., tuple[dict[str, jax.ShapeDtypeStruct], Any]]
     draw_many: Callable[..., tuple[dict[str, Array], Any]]
 
@@ -234,13 +234,28 @@ def batches(
         key = jax.random.wrap_key_data(jnp.asarray(asked.key))
         return asked, tools.draw(key, reference.picture, reference.mask, asked.given)
 
-    drawn_at = one_ahead(begin)
+    drawn_at = one_ahead(begin, config["steps"])
 
     def batch_at(step: int) -> dict[str, Any]:
         asked, (batch, drawn) = drawn_at(step)
         return _with_own(batch, source.say(asked, jax.device_get(drawn)), axis=0)
 
     return batch_at
+
+
+def compile_draw(
+    config: Mapping[str, Any],
+    learner: Learner,
+    root: Key[Array, ""],
+    tools: Tools,
+    own: Mapping[str, Any] | None,
+) -> None:
+    """Compile what draws the pairs of ``batches`` with the same arguments, and draw none."""
+    asked, reference = source_of(config, learner, root, own).ask(0), learner.reference
+    key = jax.random.wrap_key_data(jnp.asarray(asked.key))
+    program: Any = tools.draw.func
+    weights = tools.draw.args
+    program.lower(*weights, key, reference.picture, reference.mask, asked.given).compile()
 
 
 def stacked_batches(
@@ -279,7 +294,7 @@ def stacked_batches(
         ]
         return asked, stacked(jax.device_get(alone))
 
-    drawn_at = one_ahead(begin)
+    drawn_at = one_ahead(begin, max(int(one["steps"]) for one in constants))
 
     def batch_at(step: int) -> dict[str, Any]:
         asked, (batch, drawn) = drawn_at(step)
@@ -295,16 +310,17 @@ def stacked_batches(
     return batch_at
 
 
-def one_ahead(begin: Callable[[int], T]) -> Callable[[int], T]:
+def one_ahead(begin: Callable[[int], T], end: int) -> Callable[[int], T]:
     """What ``begin`` gives of a step, that of the next one begun, too: so a device has pairs to draw while
-    the host still says what is in these.
+    the host still says what is in these. From the step ``end`` on nothing is begun ahead.
     """
     begun: dict[int, T] = {}
 
     def give(step: int) -> T:
         now = begun.pop(step) if step in begun else begin(step)
         begun.clear()
-        begun[step + 1] = begin(step + 1)
+        if step + 1 < end:
+            begun[step + 1] = begin(step + 1)
         return now
 
     return give

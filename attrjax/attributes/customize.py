@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key
 
 from attrjax.attributes.base import Base, load_base
-from attrjax.attributes.batches import Tools, batch_like, batches, make_tools, prior
+from attrjax.attributes.batches import Tools, batch_like, batches, compile_draw, make_tools, prior
 from attrjax.attributes.learner import (
     Learner,
     begun_of,
@@ -170,10 +170,10 @@ def _tune(run: Run, base: Base, root: Key[Array, ""], tuning: Tuning) -> bool:
         return own_rows(batch_of(step))
 
     # What draws pairs is compiled while the step still is.
-    drawn = beside(lambda: jax.block_until_ready(batch_of(0)))
+    drawing = beside(functools.partial(compile_draw, config, learner, root, tuning.tools, own))
 
     def step_fn() -> StepFn:
-        drawn.result()
+        drawing.result()
         return tuning.step_fn()
 
     until = ended(config, read_probes(run.directory)) or 0
